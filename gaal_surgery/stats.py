@@ -1,0 +1,204 @@
+"""What surgery met and did: the statistics of one step, and their history over training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gaal_surgery.surgery import current_only
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_MEASURED = ("cosine_before", "cosine_after", "coefficient", "guide_norm", "intervened", "ignored")
+_COLUMNS = ("step", "modality", "guide", "gradient_norm", *_MEASURED)
+
+
+@dataclass(frozen=True)
+class AlignmentStats:
+    """Statistics of one aligned step, by guide; empty before the first one and after a step without guides.
+
+    Everything is derived from the step's Gramian when it is read, as 0-dim tensors on its device: reading the
+    mappings costs a few small kernels and no synchronisation, not reading them costs nothing.
+
+    Attributes:
+        modality: whose turn it was; None outside ``turns``.
+        guides: the modalities that guided, in the order of the Gramian's rows 1 to m.
+        gramian: ``(m + 1, m + 1)``; row 0 is the gradient (with ``align="update"`` the negative update).
+        weights: ``(m + 1,)``, what the rule made of it.
+    """
+
+    modality: str | None = None
+    guides: tuple[str, ...] = ()
+    gramian: Tensor | None = None
+    weights: Tensor | None = None
+
+    @property
+    def gradient_norm(self) -> Tensor | None:
+        """Norm of the gradient before surgery, over the whole shared module."""
+        return None if self.gramian is None else self.gramian[0, 0].sqrt()
+
+    @property
+    def guide_norm(self) -> Mapping[str, Tensor]:
+        """Norm of each guide gradient; not finite where the guide was ignored."""
+        return self._by_guide(lambda gramian, weights: gramian.diagonal().sqrt())
+
+    @property
+    def cosine_before(self) -> Mapping[str, Tensor]:
+        """Cosine between the gradient and each guide (Eq. 2); below 0 is a conflict, 0 where a norm is 0."""
+        return self._by_guide(lambda gramian, weights: _cosines(gramian, current_only(weights)))
+
+    @property
+    def cosine_after(self) -> Mapping[str, Tensor]:
+        """Cosine between the aligned gradient and each guide."""
+        return self._by_guide(_cosines)
+
+    @property
+    def coefficient(self) -> Mapping[str, Tensor]:
+        """The multiple of each guide that surgery added (v of Eq. 5)."""
+        return self._by_guide(lambda gramian, weights: weights)
+
+    @property
+    def intervened(self) -> Mapping[str, Tensor]:
+        """Whether surgery added any of the guide, as boolean tensors."""
+        return self._by_guide(lambda gramian, weights: weights != 0)
+
+    @property
+    def ignored(self) -> Mapping[str, Tensor]:
+        """Whether the guide was ignored because it was not finite, as boolean tensors."""
+        return self._by_guide(lambda gramian, weights: ~gramian.diagonal().isfinite())
+
+    def _by_guide(self, rows: Any) -> dict[str, Tensor]:
+        if self.gramian is None or self.weights is None:
+            return {}
+        return dict(zip(self.guides, rows(self.gramian, self.weights)[1:].unbind(), strict=True))
+
+
+def _cosines(gramian: Tensor, weights: Tensor) -> Tensor:
+    """Cosine of the weighted sum with every row; 0 where either is 0 or not finite."""
+    usable = gramian.diagonal().isfinite()
+    gramian = torch.where(usable & usable[:, None], gramian, 0)
+    products = gramian @ weights
+    norms = (gramian.diagonal() * (weights @ products).clamp(min=0)).sqrt()
+    return torch.where(norms > 0, products / norms, 0)
+
+
+class ConflictMonitor:
+    """Collects the :class:`AlignmentStats` of a training run, and shows how often its modalities were in conflict.
+
+    Call :meth:`update` after every step. Nothing is moved off the device until a table or a plot is asked for.
+    """
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._unread: list[tuple[int, AlignmentStats]] = []
+        self._rows: list[dict[str, Any]] = []
+
+    def update(self, stats: AlignmentStats) -> None:
+        """Remember the statistics of one step; a step without guides counts as a step and leaves no row."""
+        if stats.guides:
+            self._unread.append((self._steps, stats))
+        self._steps += 1
+
+    def history(self) -> dict[str, list[Any]]:
+        """One row for every step and guide, as columns: ``pandas.DataFrame(monitor.history())``.
+
+        Returns:
+            Lists of one length: ``step``, ``modality`` (whose turn), ``guide``, ``cosine_before``, ``cosine_after``,
+            ``coefficient``, ``guide_norm``, ``gradient_norm``, ``intervened``, ``ignored``.
+        """
+        rows = self._read()
+        return {column: [row[column] for row in rows] for column in _COLUMNS}
+
+    def summary(self) -> list[dict[str, Any]]:
+        """One row for every turn and guide: how often they were in conflict, and how often surgery intervened.
+
+        Returns:
+            Rows with ``modality``, ``guide``, ``steps``, ``conflict`` (share of steps with a cosine below 0 before
+            surgery), ``intervened`` (share of steps), ``cosine_before`` and ``cosine_after`` (means).
+        """
+        groups: dict[tuple[str | None, str], list[dict[str, Any]]] = {}
+        for row in self._read():
+            groups.setdefault((row["modality"], row["guide"]), []).append(row)
+        return [
+            {
+                "modality": modality,
+                "guide": guide,
+                "steps": len(rows),
+                "conflict": sum(row["cosine_before"] < 0 for row in rows) / len(rows),
+                **{
+                    name: sum(row[name] for row in rows) / len(rows)
+                    for name in ("intervened", "cosine_before", "cosine_after")
+                },
+            }
+            for (modality, guide), rows in groups.items()
+        ]
+
+    def plot(self, ax: Axes | None = None, *, smooth: int | None = None) -> Axes:
+        """Draw the cosine before surgery over the steps, by turn and guide, as in the paper's Figure 1(a).
+
+        Args:
+            ax: where to draw; None makes a new figure.
+            smooth: steps in the running mean drawn over the single steps; None takes a fiftieth of the history.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+            ValueError: no step with a guide was recorded yet.
+        """
+        try:
+            from matplotlib import pyplot
+        except ImportError as error:
+            raise ImportError("ConflictMonitor.plot draws with matplotlib: pip install 'gaal_surgery[plot]'") from error
+        rows = self._read()
+        if not rows:
+            raise ValueError("nothing to plot: call update(optimizer.stats) after steps that had a guide")
+        if ax is None:
+            _, ax = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
+        for group in self.summary():
+            series = [row for row in rows if (row["modality"], row["guide"]) == (group["modality"], group["guide"])]
+            steps = torch.tensor([row["step"] for row in series])
+            cosines = torch.tensor([row["cosine_before"] for row in series])
+            window = min(len(series), smooth or max(1, len(series) // 50))
+            turn = f"{group['modality']}'s turn, " if group["modality"] is not None else ""
+            label = f"{turn}guide {group['guide']}: {group['conflict']:.0%} in conflict"
+            (line,) = ax.plot(steps[window - 1 :], cosines.unfold(0, window, 1).mean(dim=1), label=label)
+            ax.scatter(steps, cosines, s=3, alpha=0.25, color=line.get_color(), linewidths=0)
+        ax.axhline(0, color="black", linewidth=0.8)
+        ax.set(xlabel="step", ylabel="cosine before surgery", ylim=(-1.05, 1.05))
+        ax.legend(loc="lower right", fontsize="small")
+        return ax
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history in builtin types, for a checkpoint that loads under ``weights_only=True``."""
+        return {"steps": self._steps, "rows": [dict(row) for row in self._read()]}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue the history of a checkpoint."""
+        self._steps = state_dict["steps"]
+        self._unread = []
+        self._rows = [dict(row) for row in state_dict["rows"]]
+
+    def _read(self) -> list[dict[str, Any]]:
+        """All rows; what was not read yet comes from the device in one transfer."""
+        if self._unread:
+            measured = torch.cat([_table(stats) for _, stats in self._unread]).tolist()
+            keys = [(step, stats.modality, guide) for step, stats in self._unread for guide in stats.guides]
+            for key, values in zip(keys, measured, strict=True):
+                row = dict(zip(_COLUMNS, (*key, *values), strict=True))
+                self._rows.append(row | {name: bool(row[name]) for name in ("intervened", "ignored")})
+            self._unread = []
+        return self._rows
+
+
+def _table(stats: AlignmentStats) -> Tensor:
+    """The measured columns of one step, one row for every guide."""
+    columns = [torch.stack(list(getattr(stats, name).values())).double() for name in _MEASURED]
+    assert stats.gradient_norm is not None
+    return torch.stack([stats.gradient_norm.double().expand_as(columns[0]), *columns], dim=1)
