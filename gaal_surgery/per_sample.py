@@ -86,8 +86,8 @@ def as_input(shared: nn.Module, features: Tensor, target: Tensor) -> Tensor:
     features = features.detach()
     if features.is_floating_point():
         features = features.to(next((parameter.dtype for parameter in shared.parameters()), features.dtype))
-    # Tensors made under inference_mode cannot be saved for a backward pass.
-    return features.clone() if features.is_inference() else features
+    # Tensors made under inference_mode cannot be saved for a backward pass; compiled code has none of them.
+    return features.clone() if not torch.compiler.is_compiling() and features.is_inference() else features
 
 
 def check_lengths(features: Tensor, target: Tensor) -> None:
