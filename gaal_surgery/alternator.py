@@ -218,9 +218,11 @@ class GradientAlignedAlternator(Optimizer):
             target: ``(B, ...)``, what ``loss_fn`` takes.
 
         Raises:
-            TypeError: features or target is not a tensor.
+            TypeError: modality is not a string, or features or target is not a tensor.
             ValueError: they differ in length, or ``fraction`` has no entry for the modality.
         """
+        if not isinstance(modality, str):
+            raise TypeError(f"modality must be a string, not {type(modality).__name__}")
         if not isinstance(features, Tensor) or not isinstance(target, Tensor):
             raise TypeError(
                 f"features and target must be tensors, not {type(features).__name__} and {type(target).__name__}"

@@ -66,7 +66,9 @@ class CalibratedFusion(nn.Module):
         Raises:
             ValueError: a modality is missing, or a shape is not ``(B, C)``.
         """
-        return torch.einsum("m,mbc->bc", self.weight, self._stacked(logits)) + self.bias
+        stacked = self._stacked(logits)
+        dtype = torch.promote_types(stacked.dtype, self.weight.dtype)
+        return torch.einsum("m,mbc->bc", self.weight.to(dtype), stacked.to(dtype)) + self.bias
 
     def fit(self, logits: Logits, target: Tensor, *, max_iter: int = 200) -> CalibratedFusion:
         """Fit weights and biases to held-out logits by L-BFGS; the module's earlier fit is forgotten.

@@ -85,8 +85,9 @@ def guide_gradient(
         By parameter name, the shape of the parameter. Frozen parameters are left out.
 
     Raises:
-        ValueError: features and target differ in length, the module cannot take the features, the loss is not a
-            scalar, or ``max_norm`` is not positive.
+        TypeError: ``max_norm`` is not a number.
+        ValueError: features and target differ in length, the module cannot take the features, the loss cannot take the
+            target or is not a scalar, or ``max_norm`` is not positive.
     """
     check_max_norm(max_norm)
     with frozen(shared, features):
@@ -127,7 +128,11 @@ def check_fraction(fraction: float) -> None:
 
 def check_max_norm(max_norm: float | None) -> None:
     """Raise unless ``max_norm`` is None or positive."""
-    if max_norm is not None and not max_norm > 0:
+    if max_norm is None:
+        return
+    if isinstance(max_norm, bool) or not isinstance(max_norm, (int, float)):
+        raise TypeError(f"max_norm must be a number or None, not {type(max_norm).__name__}")
+    if not max_norm > 0:
         raise ValueError(f"max_norm must be positive, or None for no clipping, not {max_norm}")
 
 

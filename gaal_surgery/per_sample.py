@@ -32,8 +32,8 @@ def per_sample_gradients(
         By parameter name, ``(k, *shape)``. Frozen parameters are left out.
 
     Raises:
-        ValueError: features and target differ in length, the module cannot take the features, or the loss is not a
-            scalar.
+        ValueError: features and target differ in length, the module cannot take the features, or the loss cannot take
+            the target or is not a scalar.
     """
     with frozen(shared, features):
         features = as_input(shared, features, target)
@@ -120,7 +120,13 @@ def logit_gradient(logits: Tensor, target: Tensor, loss_fn: LossFn) -> Tensor:
     """Gradient of the batch's loss with respect to the logits; row ``i`` is sample ``i``'s share of it."""
 
     def loss(logits: Tensor) -> Tensor:
-        value = loss_fn(logits, target)
+        try:
+            value = loss_fn(logits, target)
+        except (RuntimeError, IndexError, TypeError) as error:
+            raise ValueError(
+                f"target of shape {tuple(target.shape)}, {target.dtype}, cannot be taken by loss_fn with logits "
+                f"{tuple(logits.shape)}; pass what the loss is called on in training: {error}"
+            ) from error
         if value.ndim != 0:
             raise ValueError(f"loss_fn must return a scalar, not {tuple(value.shape)}: use its mean reduction")
         return value
@@ -134,10 +140,9 @@ def pull_back(shared: nn.Module, features: Tensor, cotangents: Tensor) -> dict[s
     if _is_plain_linear(shared, features):
         closed_form = {"weight": lambda: cotangents.T @ features, "bias": lambda: cotangents.sum(0)}
         return {name: closed_form[name]() for name in trainable(shared)}
-    buffers = _buffers(shared)
 
     def forward(parameters: dict[str, Tensor]) -> Tensor:
-        logits: Tensor = functional_call(shared, (parameters, buffers), (features,))
+        logits: Tensor = functional_call(shared, (parameters, _buffers(shared)), (features,))
         return logits
 
     pull = vjp(forward, {name: parameter.detach() for name, parameter in trainable(shared).items()})[1]
@@ -163,10 +168,8 @@ def trainable(shared: nn.Module) -> dict[str, nn.Parameter]:
 def _pull_back_each(
     shared: nn.Module, features: Tensor, cotangents: Tensor, chunk_size: int | None = None
 ) -> dict[str, Tensor]:
-    buffers = _buffers(shared)
-
     def weighted_logit(parameters: dict[str, Tensor], feature: Tensor, cotangent: Tensor) -> Tensor:
-        logits = functional_call(shared, (parameters, buffers), (feature.unsqueeze(0),))
+        logits = functional_call(shared, (parameters, _buffers(shared)), (feature.unsqueeze(0),))
         value: Tensor = (logits.squeeze(0) * cotangent).sum()
         return value
 
@@ -183,7 +186,8 @@ def _row_norms(rows: Tensor) -> Tensor:
 
 
 def _buffers(shared: nn.Module) -> dict[str, Tensor]:
-    # Copies, so that a module that counts or averages even in eval mode leaves no trace.
+    # Copies, so that a module that counts or averages even in eval mode leaves no trace; torch.func takes such a module
+    # only where they are made inside the function it transforms.
     return {name: buffer.clone() for name, buffer in shared.named_buffers()}
 
 

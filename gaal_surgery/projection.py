@@ -64,7 +64,8 @@ def gramian(gradients: Sequence[Gradient]) -> Tensor:
 def combine(gradients: Sequence[Gradient], weights: Tensor) -> Gradient:
     """The weighted sum of ``n`` gradients of one structure.
 
-    A weight of exactly 0 leaves no trace of its gradient, whatever it holds (non-finite numbers, signs of zeros).
+    A weight of exactly 0 leaves no trace of any gradient but the first, whatever it holds (non-finite numbers, signs
+    of zeros).
 
     Args:
         gradients: ``n`` tensors, sequences or mappings of tensors.

@@ -108,8 +108,8 @@ class ConflictMonitor:
         """One row for every step and guide, as columns: ``pandas.DataFrame(monitor.history())``.
 
         Returns:
-            Lists of one length: ``step``, ``modality`` (whose turn), ``guide``, ``cosine_before``, ``cosine_after``,
-            ``coefficient``, ``guide_norm``, ``gradient_norm``, ``intervened``, ``ignored``.
+            The columns ``step``, ``modality`` (whose turn), ``guide``, ``gradient_norm``, ``cosine_before``,
+            ``cosine_after``, ``coefficient``, ``guide_norm``, ``intervened`` and ``ignored``, as lists of one length.
         """
         rows = self._read()
         return {column: [row[column] for row in rows] for column in _COLUMNS}

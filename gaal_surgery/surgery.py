@@ -33,6 +33,7 @@ class HalfSpace:
         relative: take ``margin * |g| * |p_i|`` for eps instead, with ``|g|`` before surgery: the margin is a cosine.
 
     Raises:
+        TypeError: the margin is not a number.
         ValueError: the margin is not finite, or there are more than 12 guides.
     """
 
@@ -69,6 +70,7 @@ class DualFloor:
         ridge: added to the squared norm of the guide; it leaves part of the conflict where guides are short.
 
     Raises:
+        TypeError: floor or ridge is not a number.
         ValueError: floor or ridge is negative or not finite.
     """
 
@@ -169,5 +171,7 @@ def _keep_current(multipliers: Tensor) -> Tensor:
 
 
 def _check_finite(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, not {type(value).__name__}")
     if not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, not {value}")

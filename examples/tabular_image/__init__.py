@@ -1,0 +1,1 @@
+"""Train image-and-table classifiers, with and without gradient surgery."""

@@ -1,0 +1,63 @@
+"""The data sets, one file each."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from .csv import csv
+from .digits import digits
+from .fashion import fashion
+from .houses import houses
+from .leaves100 import leaves100
+from .module import TabularImageData
+from .samples import Samples
+
+DATASETS: dict[str, Callable[..., Samples]] = {
+    "digits": digits,
+    "leaves100": leaves100,
+    "houses": houses,
+    "fashion": fashion,
+    "csv": csv,
+}
+
+__all__ = ["DATASETS", "Samples", "TabularImageData", "load"]
+
+
+def load(name: str, data_root: Path | str | None = None, **options: Any) -> Samples:
+    """Reads a data set.
+
+    Args:
+        name: A key of `DATASETS`.
+        data_root: The folder that holds one folder a set: `leaves100`, `houses`, `fashion` or `fashion_small`.
+        options: Arguments of the reader; those that are None count as not given.
+
+    Raises:
+        InputError: An unknown set or option, a missing option or folder, or what the reader finds.
+    """
+    if name not in DATASETS:
+        raise InputError(f"there is no data set {name!r}; choose one of {', '.join(DATASETS)}")
+    reader = DATASETS[name]
+    arguments = {option: value for option, value in options.items() if value is not None}
+    parameters = inspect.signature(reader).parameters
+    for option in arguments:
+        if option not in parameters:
+            raise InputError(f"the data set {name} has no option {option!r}; leave it out")
+    if "root" in parameters:
+        arguments["root"] = _folder(name, data_root)
+    for option, parameter in parameters.items():
+        if parameter.default is parameter.empty and option not in arguments:
+            raise InputError(f"the data set {name} needs the option {option!r}")
+    return reader(**arguments)
+
+
+def _folder(name: str, data_root: Path | str | None) -> Path:
+    if data_root is None:
+        raise InputError(f"the data set {name} is read from disk; give --data_root, the folder that holds {name}/")
+    for folder in (Path(data_root) / name, Path(data_root) / f"{name}_small"):
+        if folder.is_dir():
+            return folder
+    raise InputError(f"{Path(data_root) / name} does not exist; --data_root must be the folder that holds {name}/")

@@ -1,0 +1,70 @@
+"""What a data set hands over: its rows, before any splitting or fitting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Samples:
+    """All N rows of one data set before splitting.
+
+    Attributes:
+        name: The data set, as error messages and figures call it.
+        images: Either one tuple of paths a row (several are tiled into one square mosaic), or uint8 pixels of shape
+            (N, H, W) or (N, H, W, 3).
+        table: The raw columns, N rows.
+        numeric: Columns of `table` that are numbers; missing values are allowed.
+        categorical: Columns of `table` that are categories; missing values are allowed.
+        target: The class name of each row, or a number where `quantiles` is set.
+        ids: What `predictions.csv` and error messages call each row; its `name` says what they are ("id", "line").
+        quantiles: Cut a numeric target into that many classes, at quantiles of the *training* rows.
+        split: "train", "val" or "test" for each row, where the publisher fixed it.
+        groups: Rows of one group never sit in two splits.
+        grey: The images have one channel.
+        image_size: Side in pixels that suits the images, where the user names none.
+        note: What the reader decided by itself, for the user to check.
+    """
+
+    name: str
+    images: Sequence[tuple[Path, ...]] | np.ndarray
+    table: pd.DataFrame
+    numeric: list[str]
+    categorical: list[str]
+    target: pd.Series
+    ids: pd.Series
+    quantiles: int | None = None
+    split: pd.Series | None = None
+    groups: pd.Series | None = None
+    grey: bool = False
+    image_size: int = 64
+    note: str = ""
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def where(self, row: int) -> str:
+        """Names a row for an error message, as in `houses, house 17`."""
+        return f"{self.name}, {self.ids.name or 'row'} {self.ids.iloc[row]}"
+
+    def take(self, rows: np.ndarray) -> Samples:
+        """The data set reduced to `rows` (positions), in that order."""
+
+        def pick(column: pd.Series | None) -> pd.Series | None:
+            return None if column is None else column.iloc[rows].reset_index(drop=True)
+
+        images = self.images[rows] if isinstance(self.images, np.ndarray) else [self.images[row] for row in rows]
+        return replace(
+            self,
+            images=images,
+            table=self.table.iloc[rows].reset_index(drop=True),
+            target=self.target.iloc[rows].reset_index(drop=True),
+            ids=self.ids.iloc[rows].reset_index(drop=True),
+            split=pick(self.split),
+            groups=pick(self.groups),
+        )

@@ -1,0 +1,7 @@
+"""The one exception that means: the user's input is at fault."""
+
+from __future__ import annotations
+
+
+class InputError(Exception):
+    """Bad input, told in one sentence that names what is wrong, where, and the remedy."""

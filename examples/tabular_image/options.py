@@ -1,0 +1,121 @@
+"""Every option of a run, in one flat, typed place: the command line, `--help` and `config.yaml` are made from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, OpenUnitInterval, PositiveFloat, PositiveInt
+from jsonargparse.typing import restricted_number_type as number
+
+Finite = number("Finite", float, [(">", -float("inf")), ("<", float("inf"))])
+Fraction = number("Fraction", float, [(">", 0), ("<=", 1)])
+BatchSize = number("BatchSize", int, (">=", 2))  # batch normalisation has no statistics of one row
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of a run."""
+
+    dataset: Literal["digits", "leaves100", "houses", "fashion", "csv"] = "digits"
+    """Data set; digits needs no files."""
+    data_root: str = "data"
+    """Folder with one folder a data set: leaves100/, houses/, fashion/."""
+    table: Literal["texture", "margin", "shape"] | None = None
+    """leaves100: which description of the leaves is the table; default texture."""
+    path: str | None = None
+    """csv: the file, one row a sample."""
+    image_column: str | None = None
+    """csv: column of image paths."""
+    target_column: str | None = None
+    """csv: column of classes."""
+    numeric: list[str] | None = None
+    """csv: columns that are numbers, as '[age, weight]'; inferred and printed where left out."""
+    categorical: list[str] | None = None
+    """csv: columns that are categories; inferred and printed where left out."""
+    split_column: str | None = None
+    """csv: column of train, val and test."""
+    group_column: str | None = None
+    """csv: rows with one value of this column never sit in two splits."""
+    image_root: str | None = None
+    """csv: where relative image paths start; default the folder of the file."""
+    skip_corrupt: bool = False
+    """Leave out rows whose image is missing or unreadable, and list them, instead of stopping."""
+    validation: OpenUnitInterval = 0.1
+    """Share of the rows for validation, where the data set does not fix it."""
+    test: OpenUnitInterval = 0.2
+    """Share of the rows for the test, where the data set does not fix it."""
+    image_size: PositiveInt | None = None
+    """Side of the images; default 64, or their own size where they come as arrays (digits)."""
+    augment: bool = False
+    """Flip, rotate, scale and shift the training images at random."""
+
+    method: Literal["image", "table", "concatenation", "alternating", "gaal"] = "gaal"
+    """What to train; alternating is GAAL without surgery."""
+    image_encoder: Literal["small", "resnet18", "resnet50"] = "small"
+    """Image encoder; the table encoder is an MLP of the same width."""
+    pretrained: bool = False
+    """Start a ResNet from ImageNet weights."""
+    fusion: Literal["mean", "product", "calibrated"] = "mean"
+    """How the two predictions become one: the mean of the logits, the product of experts (which knows the class
+    frequencies), or weights fitted on the validation split."""
+
+    rule: Literal["halfspace", "dualfloor", "orthogonal"] = "halfspace"
+    """gaal: rule of surgery; halfspace is the paper's, dualfloor that of its released code."""
+    margin: Finite = 0.0
+    """gaal: margin of halfspace, the least inner product with the guide."""
+    relative: bool = False
+    """gaal: the margin is a cosine."""
+    image_fraction: Fraction = 0.5
+    """gaal: share of uncertain images that guides the table's turn."""
+    table_fraction: Fraction = 0.5
+    """gaal: share of uncertain table rows that guides the image's turn."""
+    align: Literal["gradient", "update"] = "gradient"
+    """gaal: align the gradient before the optimizer's step, or the update that it makes."""
+    guidance: Literal["fresh", "cached"] = "fresh"
+    """gaal: compute the guide's features anew for each turn, or keep those of its own last turn (cheaper)."""
+    max_norm: PositiveFloat | None = None
+    """gaal: clip the gradient of each guiding sample to this norm."""
+
+    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
+    """Optimizer."""
+    learning_rate: PositiveFloat = 3e-3
+    """Learning rate at the start."""
+    momentum: NonNegativeFloat = 0.9
+    """Momentum of sgd."""
+    weight_decay: NonNegativeFloat = 1e-2
+    """Weight decay."""
+    schedule: Literal["none", "cosine", "step"] = "cosine"
+    """Learning rate over the epochs: constant, down to 0 along a cosine, or a tenth after every step_size epochs."""
+    step_size: PositiveInt = 10
+    """Epochs between the steps of schedule step."""
+    epochs: PositiveInt = 40
+    """Most epochs; the one with the best validation accuracy is tested."""
+    patience: PositiveInt | None = None
+    """Stop after so many epochs without a better validation accuracy; default never."""
+    batch_size: BatchSize = 64
+    """Rows in a batch."""
+
+    seed: NonNegativeInt = 0
+    """Seed of the splits, the initial weights, the order of the rows and the augmentation."""
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes CUDA where there is one."""
+    devices: PositiveInt = 1
+    """Number of devices; only 1 for now."""
+    precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """Numeric precision, as Lightning names it."""
+    workers: NonNegativeInt = 2
+    """Processes that read images; 0 reads in the main process."""
+    threads: PositiveInt | None = None
+    """CPU threads of torch; default all cores."""
+
+    out: str | None = None
+    """Run folder; default runs/DATASET-METHOD-seedSEED."""
+    resume: bool = False
+    """Continue an interrupted run in its folder; its options are read from there."""
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.out or f"runs/{self.dataset}-{self.method}-seed{self.seed}")

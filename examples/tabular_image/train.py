@@ -1,0 +1,183 @@
+"""Train and test an image-and-table classifier: `python examples/tabular_image/train.py --help`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # or `data` and `models` here would shadow other modules
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import lightning as L
+import torch
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from tabular_image.callbacks import BEST, LAST, EpochTable, callbacks
+from tabular_image.data import TabularImageData, load
+from tabular_image.errors import InputError
+from tabular_image.files import replacing
+from tabular_image.methods import METHODS, Method
+from tabular_image.methods.base import collate
+from tabular_image.options import Options
+from tabular_image.report import report
+
+# How a run is carried out, which may change when it is resumed; what it computes may not.
+_MACHINE_OPTIONS = ("data_root", "accelerator", "workers", "threads", "out", "resume")
+_CSV_OPTIONS = ("path", "image_column", "target_column", "numeric", "categorical", "split_column", "group_column")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    _quieten()
+    try:
+        run(parse(sys.argv[1:] if arguments is None else arguments))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """Options from the command line; those of a run that is resumed are its own."""
+    parser = _parser()
+    options = _options(parser.parse_args(list(arguments)))
+    stored = options.folder / "config.yaml"
+    if not (options.resume and stored.is_file()):
+        return options
+    resumed = _options(parser.parse_args(["--config", str(stored), *arguments]))
+    before = _options(parser.parse_args(["--config", str(stored)]))
+    for field in fields(Options):
+        old, new = getattr(before, field.name), getattr(resumed, field.name)
+        if old != new and field.name not in _MACHINE_OPTIONS:
+            raise InputError(
+                f"the run in {options.folder} was started with --{field.name} {old} and cannot be resumed with {new}; "
+                "leave the option out, or choose another --out"
+            )
+    return resumed
+
+
+def run(options: Options) -> None:
+    """Trains, tests and reports."""
+    folder = options.folder
+    if options.devices > 1:
+        raise InputError(f"--devices {options.devices}: several processes come with a later version; use --devices 1")
+    if not options.resume and folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} already holds a run; give --resume true to continue it, or another --out")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    L.seed_everything(options.seed, verbose=False)
+
+    data = build_data(options)
+    method = METHODS[options.method](data, options)
+    trainer = build_trainer(options)
+    folder.mkdir(parents=True, exist_ok=True)
+    _save_config(options, folder / "config.yaml")
+
+    last = folder / f"{LAST}.ckpt"
+    trainer.fit(method, datamodule=data, ckpt_path=last if last.exists() else None)
+    outputs = test(trainer, method, data, folder / f"{BEST}.ckpt")
+    epochs = next(callback for callback in trainer.callbacks if isinstance(callback, EpochTable)).table()
+    report(folder, options, data, method, outputs, epochs)
+
+
+def build_data(options: Options) -> TabularImageData:
+    """The data module, and what it decided by itself printed."""
+    given = {name: getattr(options, name) for name in (*_CSV_OPTIONS, "image_root", "table")}
+    data = TabularImageData(
+        load(options.dataset, options.data_root, **given),
+        batch_size=options.batch_size,
+        image_size=options.image_size,
+        augment=options.augment,
+        validation=options.validation,
+        test=options.test,
+        seed=options.seed,
+        workers=options.workers,
+        skip_corrupt=options.skip_corrupt,
+    )
+    if data.samples.note:
+        print(data.samples.note)
+    for sentence in data.skipped:
+        print(f"skipped: {sentence}")
+    sizes = ", ".join(f"{size} {split}" for split, size in data.split_sizes.items())
+    print(f"{data.samples.name}: {len(data.classes)} classes, {sizes} rows, table of {data.table_width} columns")
+    return data
+
+
+def build_trainer(options: Options) -> L.Trainer:
+    """Lightning's Trainer on one device."""
+    accelerator = options.accelerator
+    if accelerator == "auto":  # Lightning's auto takes Apple's GPU too, which lacks the double precision of a fit
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return L.Trainer(
+            accelerator=accelerator,
+            devices=1,
+            precision=options.precision,
+            max_epochs=options.epochs,
+            callbacks=callbacks(options.folder, options.seed, options.patience),
+            logger=False,
+            default_root_dir=options.folder,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+        )
+    except MisconfigurationException as error:
+        raise InputError(f"--accelerator {accelerator} --precision {options.precision}: {error}") from error
+
+
+def test(trainer: L.Trainer, method: Method, data: TabularImageData, best: Path) -> dict[str, dict[str, Any]]:
+    """Outputs of the best epoch on the validation and test rows."""
+    # The weights alone: the Trainer would set table and monitor back to that epoch too.
+    method.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
+    loaders = {"val": data.val_dataloader(), "test": data.test_dataloader()}
+    return {split: collate(trainer.predict(method, loader)) for split, loader in loaders.items()}
+
+
+def _parser() -> ArgumentParser:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog="train.py",
+        usage="train.py [--config FILE] [--OPTION VALUE ...]",
+        description="Train and test an image-and-table classifier. Without options: GAAL on handwritten digits.",
+    )
+    parser.add_argument("--config", action="config", help="YAML file of options, such as the config.yaml of a run.")
+    parser.add_class_arguments(Options)
+    return parser
+
+
+def _options(namespace: Namespace) -> Options:
+    return Options(**{field.name: _builtin(namespace[field.name]) for field in fields(Options)})
+
+
+def _builtin(value: Any) -> Any:
+    """A restricted number of jsonargparse as int or float: optimizers keep it, and checkpoints admit only builtins."""
+    base = type(value).__base__
+    return base(value) if base in (int, float) and not isinstance(value, bool) else value
+
+
+def _save_config(options: Options, path: Path) -> None:
+    stored = Namespace(**vars(options))
+    stored.resume = False
+    with replacing(path) as temporary:
+        temporary.write_text(_parser().dump(stored))
+
+
+def _quieten() -> None:
+    """Drops Lightning's advertising and its advice that does not apply here; warnings of substance stay."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for advice in (
+        ".*does not have many workers.*",  # --workers decides
+        ".*Checkpoint directory .* exists and is not empty.*",  # that is what a resumed run looks like
+        ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own use of torch
+    ):
+        warnings.filterwarnings("ignore", message=advice)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

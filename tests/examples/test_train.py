@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import get_args, get_type_hints
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from tabular_image import train
+from tabular_image.callbacks import EpochSeed
+from tabular_image.data import DATASETS
+from tabular_image.methods import METHODS
+from tabular_image.options import Options
+from tabular_image.report import _confusion
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "examples" / "tabular_image" / "train.py"
+WRITTEN = ["config.yaml", "metrics.csv", "best.ckpt", "last.ckpt", "results.json", "predictions.csv"]
+# Every state that a resumed run must find again: momentum, schedule, guides, calibration, augmentation, patience.
+STATEFUL = {
+    **{"optimizer": "sgd", "schedule": "cosine", "guidance": "cached", "align": "update", "fusion": "calibrated"},
+    **{"augment": "true", "patience": 20, "epochs": 20},
+}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """A CSV of 72 pictures: three classes, told apart by brightness and by a number."""
+    folder = tmp_path_factory.mktemp("data")
+    generator = np.random.default_rng(0)
+    kinds = np.arange(72) % 3
+    for row, kind in enumerate(kinds):
+        pixels = np.clip(generator.normal(80 * kind + 40, 40, (8, 8)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{row}.png")
+    frame = pd.DataFrame(
+        {
+            "picture": [f"{row}.png" for row in range(72)],
+            "kind": np.array(["ant", "bee", "cat"])[kinds],
+            "size": generator.normal(kinds, 1.0),
+            "colour": generator.choice(["red", "green"], 72),
+        }
+    )
+    frame.to_csv(folder / "table.csv", index=False)
+    return folder / "table.csv"
+
+
+@pytest.fixture
+def arguments(table):
+    """Builds a command line on that CSV."""
+
+    def build(out, **options):
+        given = {
+            **{"dataset": "csv", "path": table, "image_column": "picture", "target_column": "kind"},
+            **{"epochs": 2, "batch_size": 16, "image_size": 8, "workers": 0, "threads": 1, "accelerator": "cpu"},
+            **{"out": out},
+        }
+        return [str(word) for name, value in (given | options).items() for word in (f"--{name}", value)]
+
+    return build
+
+
+def results(out):
+    figures = json.loads((out / "results.json").read_text())
+    assert figures.pop("seconds") > 0
+    return figures
+
+
+def metrics(out):
+    return pd.read_csv(out / "metrics.csv").drop(columns="seconds")
+
+
+def weights(out, name):
+    return torch.load(out / f"{name}.ckpt", weights_only=True)["state_dict"]
+
+
+def assert_same_run(first, second):
+    assert results(first) == results(second)
+    pd.testing.assert_frame_equal(metrics(first), metrics(second), check_exact=True)
+    assert (first / "predictions.csv").read_bytes() == (second / "predictions.csv").read_bytes()
+    for name in ("best", "last"):
+        tensors, others = weights(first, name), weights(second, name)
+        assert tensors.keys() == others.keys()
+        assert all(torch.equal(tensors[key], others[key]) for key in tensors)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_leaves_everything_in_its_folder(method, arguments, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train.main(arguments(out, method=method)) == 0
+    pictures = ["curves.png", "confusion.png", *(["conflict.png"] if method in ("gaal", "alternating") else [])]
+    assert sorted(path.name for path in out.iterdir()) == sorted([*WRITTEN, *pictures])
+    for picture in pictures:
+        with Image.open(out / picture) as opened:
+            assert min(opened.size) > 300
+
+    figures = results(out)
+    expected = [method] if method in ("image", "table") else ["fused", "image", "table"]
+    assert list(figures["test"]) == expected
+    assert set(figures["test"][expected[0]]) == {"accuracy", "balanced_accuracy", "auroc"}
+    assert set(figures["fusions"]) == (set() if len(expected) == 1 else {"mean", "product", "calibrated"})
+    assert figures["epochs"] == 2 == len(metrics(out))
+
+    predictions = pd.read_csv(out / "predictions.csv")
+    assert list(predictions) == ["line", "target", *expected, f"{expected[0]}_probability"]
+    assert len(predictions) == figures["split_sizes"]["test"]
+    share = (predictions[expected[0]] == predictions["target"]).mean()
+    assert share == pytest.approx(figures["test"][expected[0]]["accuracy"], abs=1e-6)
+
+    printed = capsys.readouterr().out
+    assert str(out) in printed
+    assert "balanced_accuracy" in printed
+
+
+def test_the_written_config_repeats_the_run(arguments, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert train.main(arguments(first, margin=0.1, relative="true")) == 0
+    assert train.main(["--config", str(first / "config.yaml"), "--out", str(second)]) == 0
+    assert_same_run(first, second)
+
+
+def test_a_killed_run_resumes_to_the_same_result(arguments, tmp_path):
+    whole, killed, moved = (tmp_path / name for name in ("whole", "killed", "moved"))
+    assert train.main(arguments(whole, **STATEFUL)) == 0
+
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}  # the script finds its own package
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, *arguments(killed, **STATEFUL)],
+        **{"env": environment, "cwd": tmp_path, "text": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE},
+    )
+    deadline = time.monotonic() + 60
+    while not ((killed / "last.ckpt").exists() and len(metrics(killed)) >= 3):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (killed / "results.json").exists()
+
+    shutil.move(killed, moved)
+    assert train.main(["--out", str(moved), "--resume", "true"]) == 0
+    assert_same_run(whole, moved)
+
+
+def test_an_epoch_draws_the_same_whatever_happened_before():
+    def draws(seed, epoch, before):
+        for _ in range(before):
+            torch.rand(1), np.random.rand(), random.random()  # noqa: NPY002
+        EpochSeed(seed).on_train_epoch_start(SimpleNamespace(current_epoch=epoch), None)
+        return torch.rand(1).item(), np.random.rand(), random.random()  # noqa: NPY002
+
+    assert draws(3, 5, before=0) == draws(3, 5, before=2)
+    assert not set(draws(3, 5, before=0)) & {*draws(3, 6, before=0), *draws(4, 5, before=0)}
+
+
+def test_a_run_without_a_checkpoint_resumes_from_the_beginning(arguments, tmp_path):
+    whole, started = tmp_path / "whole", tmp_path / "started"
+    assert train.main(arguments(whole)) == 0
+    started.mkdir()
+    shutil.copy(whole / "config.yaml", started)
+    assert train.main(arguments(started, resume="true")) == 0
+    assert_same_run(whole, started)
+
+
+@pytest.mark.parametrize("options", [{}, {"patience": 1, "epochs": 30}])
+def test_resuming_a_finished_run_rewrites_its_report_alone(options, arguments, tmp_path):
+    out = tmp_path / "run"
+    assert train.main(arguments(out, **options)) == 0
+    assert len(metrics(out)) < 30
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    (out / "results.json").unlink()
+    assert train.main(["--out", str(out), "--resume", "true"]) == 0
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_run_folder_is_never_overwritten(arguments, tmp_path, capsys):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "notes.txt").write_text("precious")
+    assert train.main(arguments(out)) == 2
+    assert "--resume true" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["notes.txt"]
+
+
+def test_a_run_is_not_resumed_with_other_options(arguments, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train.main(arguments(out)) == 0
+    assert train.main(["--out", str(out), "--resume", "true", "--margin", "0.5"]) == 2
+    assert "--margin 0.0" in capsys.readouterr().err
+    assert train.main(["--out", str(out), "--resume", "true", "--threads", "2"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"path": "missing.csv"}, ["missing.csv", "does not exist"]),
+        ({"target_column": "kid"}, ["'kid'", "did you mean 'kind'?"]),
+        ({"devices": 2}, ["--devices 1"]),
+        ({"table": "margin"}, ["table"]),
+        ({"image_encoder": "small", "pretrained": "true"}, ["resnet18"]),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(options, words, arguments, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train.main(arguments(out, **options)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert all(word in error for word in words)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "words", [["--method", "magic"], ["--image_fraction", "0"], ["--epochs", "0"], ["--nonsense", "1"]]
+)
+def test_an_invalid_option_is_refused_with_exit_code_2(words, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        train.main(words)
+    assert exit_.value.code == 2
+    assert words[0].strip("-") in capsys.readouterr().err
+
+
+def test_every_registered_name_is_an_option():
+    hints = get_type_hints(Options)
+    assert get_args(hints["method"]) == tuple(METHODS)
+    assert get_args(hints["dataset"]) == tuple(DATASETS)
+
+
+def test_a_confusion_matrix_of_many_classes_has_no_text_in_its_cells():
+    target = torch.arange(60) % 30
+    for classes, expected in ((range(5), 25), (range(30), 0)):
+        names = [str(name) for name in classes]
+        picture = _confusion(torch.randn(60, len(names)), target % len(names), names)
+        assert len(picture.axes[0].texts) == expected

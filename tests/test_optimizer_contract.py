@@ -1,0 +1,767 @@
+"""The alternator is a torch optimizer everywhere: one test for each way in which other wrappers broke."""
+
+import copy
+import io
+import pickle
+from functools import partial
+
+import numpy as np
+import pytest
+import reference
+import torch
+import torch.nn.functional as F
+from lightning import LightningModule, Trainer
+from lightning.fabric import Fabric
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from reference import assert_identical, frozen_copy
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.optim import lr_scheduler
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+
+from gaal_surgery import GradientAlignedAlternator, HalfSpace
+
+SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-2)
+ADAMW = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
+INNER = pytest.mark.parametrize(
+    "inner", [SGD, ADAMW, partial(ADAMW, fused=True)], ids=["sgd_momentum", "adamw", "adamw_fused"]
+)
+ALIGN = pytest.mark.parametrize("align", ["gradient", "update"])
+MODALITIES = ("image", "table", "audio")
+
+
+def build(*modalities, inner=ADAMW, **settings):
+    model = reference.make_model(*modalities)
+    return model, GradientAlignedAlternator(inner(model.parameters()), model.head, **settings)
+
+
+def backward(model, batch, modality="image"):
+    inputs, target = batch
+    features = model.encoders[modality](inputs[modality])
+    F.cross_entropy(model.head(features), target).backward()
+    return features.detach(), target
+
+
+def saved_and_loaded(checkpoint):
+    file = io.BytesIO()
+    torch.save(checkpoint, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.fixture
+def batch():
+    return reference.make_batches(1)[0]
+
+
+@pytest.fixture
+def trained():
+    """A model and its optimizer after three cached rounds: inner state and live guides."""
+    model, optimizer = build()
+    reference.train(optimizer, model, reference.make_batches(3), recipe="cached")
+    return model, optimizer
+
+
+# What an optimizer has: groups, state, defaults.
+
+
+def test_it_is_an_optimizer():
+    assert isinstance(build()[1], torch.optim.Optimizer)
+
+
+def test_wrapping_keeps_what_the_inner_optimizer_has(batch):
+    model = reference.make_model()
+    inner = ADAMW(model.parameters())
+    backward(model, batch)
+    inner.step()
+    before = frozen_copy(inner)
+    groups, state, defaults = inner.param_groups, inner.state, inner.defaults
+    optimizer = GradientAlignedAlternator(inner, model.head)
+    assert optimizer.base is inner
+    assert inner.param_groups is groups
+    assert inner.state is state
+    assert inner.defaults is defaults
+    assert_identical(frozen_copy(inner), before)
+
+
+def test_groups_state_and_defaults_are_the_inner_ones_both_ways(trained):
+    _, optimizer = trained
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # replaces the inner lists
+    for name in ("param_groups", "state", "defaults"):
+        assert getattr(optimizer, name) is getattr(optimizer.base, name)
+        replacement = copy.copy(getattr(optimizer, name))
+        setattr(optimizer, name, replacement)
+        assert getattr(optimizer.base, name) is replacement
+    optimizer.param_groups[0]["lr"] = 0.5
+    assert optimizer.base.param_groups[0]["lr"] == 0.5
+    optimizer.base.param_groups[0]["lr"] = 0.25
+    assert optimizer.param_groups[0]["lr"] == 0.25
+
+
+def test_an_edited_learning_rate_is_the_one_stepped_with_also_after_loading(trained, batch):
+    model, optimizer = trained
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    before = frozen_copy(model)
+    backward(model, batch)
+    optimizer.step()
+    assert_identical(frozen_copy(model), before)
+
+
+def test_an_added_group_reaches_the_inner_optimizer(batch):
+    model = reference.make_model()
+    inner = torch.optim.SGD(model.head.parameters(), lr=0.1)
+    optimizer = GradientAlignedAlternator(inner, model.head)
+    optimizer.add_param_group({"params": [*model.encoders["image"].parameters()], "lr": 0.5})
+    assert [group["lr"] for group in inner.param_groups] == [0.1, 0.5]
+    before = copy.deepcopy(model)
+    optimizer.guide("table", *backward(model, batch))
+    optimizer.step()
+    step = 0.5 * model.encoders["image"][0].weight.grad
+    assert_identical(model.encoders["image"][0].weight, before.encoders["image"][0].weight - step)
+
+
+def test_zero_grad_leaves_none_unless_asked_for_zeros(batch):
+    model, optimizer = build()
+    backward(model, batch)
+    optimizer.zero_grad(set_to_none=False)
+    assert not model.head.weight.grad.any()
+    optimizer.zero_grad()
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_repr_shows_the_settings_and_the_inner_optimizer():
+    _, optimizer = build(align="update", rule=HalfSpace(margin=0.1, relative=True))
+    text = repr(optimizer)
+    assert repr(optimizer.base) in text
+    assert "Linear" in text
+    assert repr(optimizer.rule) in text
+    assert "'update'" in text
+
+
+# Schedulers. A warning (wrong order of calls, step overridden) would be an error.
+
+SCHEDULERS = {
+    "lambda": partial(lr_scheduler.LambdaLR, lr_lambda=lambda step: 0.9**step),
+    "one_cycle": partial(lr_scheduler.OneCycleLR, max_lr=0.5, total_steps=10),
+    "plateau": partial(lr_scheduler.ReduceLROnPlateau, patience=0),
+    "sequential": lambda optimizer: lr_scheduler.SequentialLR(
+        optimizer,
+        [lr_scheduler.LinearLR(optimizer, total_iters=2), lr_scheduler.CosineAnnealingLR(optimizer, T_max=5)],
+        milestones=[2],
+    ),
+    "swa": partial(SWALR, swa_lr=0.001, anneal_epochs=3),
+}
+
+
+@INNER
+@pytest.mark.parametrize("schedule", SCHEDULERS.values(), ids=SCHEDULERS)
+def test_a_scheduler_drives_the_inner_optimizer(schedule, inner):
+    model, optimizer = build(inner=inner)
+    twin, bare = copy.deepcopy((model, optimizer.base))
+    schedulers = schedule(optimizer), schedule(bare)
+    seen = set()
+    for batch in reference.make_batches(8):
+        for one, its_optimizer, scheduler in zip((model, twin), (optimizer, bare), schedulers, strict=True):
+            backward(one, batch)
+            its_optimizer.step()
+            its_optimizer.zero_grad()
+            scheduler.step(*[1.0] if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) else [])
+        seen.add(bare.param_groups[0]["lr"])
+    assert len(seen) > 2
+    assert_identical(frozen_copy(model, optimizer.base), frozen_copy(twin, bare))
+
+
+def test_a_scheduler_of_the_inner_optimizer_keeps_working(batch):
+    model = reference.make_model()
+    inner = SGD(model.parameters())
+    scheduler = lr_scheduler.StepLR(inner, step_size=1, gamma=0.5)
+    optimizer = GradientAlignedAlternator(inner, model.head)
+    backward(model, batch)
+    optimizer.step()
+    scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == 0.05
+
+
+# Checkpoints.
+
+
+@ALIGN
+@pytest.mark.parametrize("guides", ["previous", "others"])
+@INNER
+def test_a_resumed_run_is_the_uninterrupted_one(inner, guides, align):
+    batches = reference.make_batches(8, *MODALITIES)
+
+    def start():
+        rule = HalfSpace(margin=0.5, relative=True)
+        model, optimizer = build(*MODALITIES, inner=inner, align=align, guides=guides, rule=rule)
+        return model, optimizer, lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
+
+    def run(model, optimizer, scheduler, batches):
+        objected = []
+        for batch in batches:
+            objected += reference.train(optimizer, model, [batch], recipe="cached")
+            scheduler.step()
+        return objected
+
+    uninterrupted = start()
+    assert run(*uninterrupted, batches)[9], "the guides that the checkpoint carries must matter"
+    stopped = start()
+    run(*stopped, batches[:3])
+    checkpoint = saved_and_loaded([part.state_dict() for part in stopped])
+    resumed = start()
+    for part, state in zip(resumed, checkpoint, strict=True):
+        part.load_state_dict(state)
+    run(*resumed, batches[3:])
+    assert_identical(frozen_copy(*resumed), frozen_copy(*uninterrupted))
+
+
+@INNER
+def test_loading_what_was_saved_changes_nothing(inner):
+    model, optimizer = build(inner=inner)
+    reference.train(optimizer, model, reference.make_batches(2), recipe="cached")
+    before = frozen_copy(optimizer)
+    optimizer.load_state_dict(saved_and_loaded(optimizer.state_dict()))
+    assert_identical(frozen_copy(optimizer), before)
+
+
+def test_a_checkpoint_of_the_bare_inner_optimizer_loads_without_guides(trained):
+    model, optimizer = trained
+    checkpoint = saved_and_loaded(optimizer.base.state_dict())
+    optimizer.load_state_dict(checkpoint)
+    assert_identical(optimizer.base.state_dict(), checkpoint)
+    turns = reference.take_turns(optimizer, model, reference.make_batches(1)[0], recipe="cached")
+    assert [stats.guides for _, stats in turns] == [(), ("image",)]
+
+
+def test_the_bare_inner_optimizer_loads_our_checkpoint(trained):
+    model, optimizer = trained
+    bare = ADAMW(model.parameters())
+    bare.load_state_dict(saved_and_loaded(optimizer.state_dict()))
+    assert_identical(bare.state_dict(), optimizer.base.state_dict())
+
+
+def test_loading_ends_the_turn_and_forgets_its_statistics(trained, batch):
+    model, optimizer = trained
+    checkpoint = optimizer.state_dict()
+    unfinished = optimizer.turns("image", "table")
+    next(unfinished)
+    optimizer.load_state_dict(checkpoint)
+    assert optimizer.stats.guides == ()
+    backward(model, batch)
+    optimizer.step()
+    assert optimizer.stats.modality is None
+    assert optimizer.stats.guides == ("image", "table")
+
+
+def test_load_state_dict_takes_its_argument_by_keyword_and_leaves_it_alone(trained):
+    _, optimizer = trained
+    state_dict = optimizer.state_dict()
+    before = copy.deepcopy(state_dict)
+    optimizer.load_state_dict(state_dict=state_dict)
+    assert_identical(state_dict, before)
+
+
+def test_live_guides_follow_the_device_of_the_model(trained):
+    _, optimizer = trained
+    elsewhere, its_optimizer = build()
+    elsewhere.to("meta")
+    its_optimizer.load_state_dict(optimizer.state_dict())
+    guides = its_optimizer.state_dict()["gaal_surgery"]["guides"]
+    assert {tensor.device.type for guide in guides.values() for tensor in (guide["features"], guide["target"])} == {
+        "meta"
+    }
+
+
+def test_live_guides_serve_a_model_of_another_precision(trained):
+    _, optimizer = trained
+    wide = reference.make_model(dtype=torch.float64)
+    its_optimizer = GradientAlignedAlternator(ADAMW(wide.parameters()), wide.head)
+    its_optimizer.load_state_dict(saved_and_loaded(optimizer.state_dict()))
+    batch = reference.make_batches(1, dtype=torch.float64)[0]
+    (_, stats), _ = reference.take_turns(its_optimizer, wide, batch, recipe="cached")
+    assert stats.guides == ("table",)
+
+
+def test_a_checkpointing_engine_may_drop_the_guides(trained):
+    """Torch's own keeps parameter groups and per-parameter state alone."""
+    model, optimizer = trained
+    kept = get_optimizer_state_dict(model, optimizer)
+    fresh, its_optimizer = build()
+    untouched = frozen_copy(fresh)
+    set_optimizer_state_dict(fresh, its_optimizer, kept)
+    assert_identical(frozen_copy(fresh), untouched)
+    loaded, saved = (dict(sorted(which.state_dict()["state"].items())) for which in (its_optimizer, optimizer))
+    assert_identical(loaded, saved)
+    turns = reference.take_turns(its_optimizer, fresh, reference.make_batches(1)[0], recipe="cached")
+    assert [stats.guides for _, stats in turns] == [(), ("image",)]
+
+
+# Copies.
+
+
+def pickled(item):
+    return pickle.loads(pickle.dumps(item))
+
+
+COPY = pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled])
+
+
+@COPY
+@INNER
+def test_a_copy_of_model_and_optimizer_stays_tied_and_trains_alike(inner, duplicate):
+    model, optimizer = build(inner=inner, fraction={"image": 0.5, "table": 1.0})
+    scheduler = lr_scheduler.StepLR(optimizer, step_size=1)
+    reference.train(optimizer, model, reference.make_batches(2), recipe="cached")
+    scheduler.step()
+    before = frozen_copy(model, optimizer)
+    twin, its_optimizer = duplicate((model, optimizer))
+    assert its_optimizer.shared is twin.head
+    reference.train(its_optimizer, twin, reference.make_batches(2, seed=1), recipe="cached")
+    assert_identical(frozen_copy(model, optimizer), before)
+    assert not torch.equal(twin.head.weight, model.head.weight)
+    reference.train(optimizer, model, reference.make_batches(2, seed=1), recipe="cached")
+    assert_identical(frozen_copy(twin, its_optimizer), frozen_copy(model, optimizer))
+    its_scheduler = lr_scheduler.StepLR(its_optimizer, step_size=1)
+    its_optimizer.step()
+    its_scheduler.step()
+
+
+@COPY
+def test_a_copy_of_the_optimizer_alone_has_parameters_of_its_own(duplicate, trained):
+    model, optimizer = trained
+    before = frozen_copy(model, optimizer)
+    its_optimizer = duplicate(optimizer)
+    assert_identical(frozen_copy(its_optimizer), before[1:])
+    for parameter in its_optimizer.shared.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    its_optimizer.step()
+    assert its_optimizer.stats.guides
+    assert not torch.equal(its_optimizer.shared.weight, model.head.weight)
+    assert_identical(frozen_copy(model, optimizer), before)
+
+
+@COPY
+def test_a_copy_made_in_the_middle_of_a_turn_takes_the_same_step(duplicate, batch):
+    model, optimizer = build()
+    for turn in optimizer.turns("image", "table"):
+        optimizer.guide(turn.guides[0], *backward(model, batch, turn.modality))
+        twin, its_optimizer = duplicate((model, optimizer))
+        for parameter, original in zip(twin.parameters(), model.parameters(), strict=True):
+            parameter.grad = None if original.grad is None else original.grad.clone()
+        optimizer.step()
+        its_optimizer.step()
+        assert its_optimizer.stats.guides == turn.guides
+        assert_identical(frozen_copy(twin, its_optimizer), frozen_copy(model, optimizer))
+        optimizer.zero_grad()
+
+
+# Hooks.
+
+
+def test_step_hooks_fire_once_a_step_around_it(batch):
+    """Also where other wrappers, copies and shells were made: the class's step is patched once."""
+    model, optimizer = build()
+    build()
+    copy.deepcopy(optimizer)
+    events = []
+    handles = [
+        optimizer.register_step_pre_hook(lambda *_: events.append("before")),
+        optimizer.base.register_step_pre_hook(lambda *_: events.append("inner")),
+        optimizer.register_step_post_hook(lambda *_: events.append("after")),
+    ]
+    backward(model, batch)
+    optimizer.step()
+    assert events == ["before", "inner", "after"]
+    for handle in handles:
+        handle.remove()
+    optimizer.step()
+    assert len(events) == 3
+
+
+def test_a_hook_of_the_inner_optimizer_sees_the_aligned_gradient(batch):
+    model, optimizer = build(loss_fn=lambda logits, target: -F.cross_entropy(logits, target), fraction=1.0)
+    seen = []
+    optimizer.base.register_step_pre_hook(lambda *_: seen.append(float(model.head.weight.grad.norm())))
+    optimizer.guide("table", *backward(model, batch))
+    optimizer.step()
+    assert seen == [pytest.approx(0, abs=1e-6)]
+
+
+def test_global_step_hooks_fire_for_both(batch):
+    model, optimizer = build()
+    events = []
+    handles = [
+        register_optimizer_step_pre_hook(lambda which, *_: events.append(("before", which))),
+        register_optimizer_step_post_hook(lambda which, *_: events.append(("after", which))),
+    ]
+    backward(model, batch)
+    optimizer.step()
+    for handle in handles:
+        handle.remove()
+    base = optimizer.base
+    assert events == [("before", optimizer), ("before", base), ("after", base), ("after", optimizer)]
+
+
+def test_state_dict_hooks_fire_and_may_replace_what_is_saved(trained):
+    _, optimizer = trained
+    events = []
+    optimizer.register_state_dict_pre_hook(lambda which: events.append(which))
+    optimizer.register_state_dict_post_hook(lambda which, state_dict: events.append(which))
+    optimizer.register_state_dict_post_hook(lambda which, state_dict: {**state_dict, "mine": 1})
+    state_dict = optimizer.state_dict()
+    assert events == [optimizer, optimizer]
+    assert set(state_dict) == {"state", "param_groups", "gaal_surgery", "mine"}
+
+
+def test_load_state_dict_hooks_fire_and_may_replace_what_is_loaded(trained):
+    _, optimizer = trained
+    replacement = copy.deepcopy(optimizer.state_dict())
+    replacement["param_groups"][0]["lr"] = 0.125
+    events = []
+    optimizer.register_load_state_dict_pre_hook(lambda which, state_dict: events.append(which))
+    optimizer.register_load_state_dict_pre_hook(lambda which, state_dict: replacement)
+    optimizer.register_load_state_dict_post_hook(lambda which: events.append(which.param_groups[0]["lr"]))
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert events == [optimizer, 0.125]
+
+
+# Closures.
+
+
+@ALIGN
+def test_a_closure_is_evaluated_once_and_may_guide(align, batch):
+    model, optimizer = build(align=align)
+    twin, its_optimizer = copy.deepcopy((model, optimizer))
+    calls = []
+
+    def closure():
+        assert torch.is_grad_enabled()
+        optimizer.zero_grad()
+        features = model.encoders["image"](batch[0]["image"])
+        loss = F.cross_entropy(model.head(features), batch[1])
+        loss.backward()
+        optimizer.guide("table", model.encoders["table"](batch[0]["table"]), batch[1])
+        calls.append(loss)
+        return loss
+
+    with torch.no_grad():
+        loss = optimizer.step(closure)
+    assert calls == [loss]
+    assert optimizer.stats.guides == ("table",)
+    backward(twin, batch)
+    its_optimizer.guide("table", twin.encoders["table"](batch[0]["table"]), batch[1])
+    assert its_optimizer.step(None) is None
+    assert_identical(frozen_copy(model, optimizer), frozen_copy(twin, its_optimizer))
+
+
+def test_an_unguided_closure_returns_its_value(batch):
+    model, optimizer = build()
+    before = frozen_copy(model)
+    assert optimizer.step(closure=lambda: backward(model, batch) and "value") == "value"
+    assert not torch.equal(model.head.weight, before[0]["head.weight"])
+
+
+# Gradient scaling, clipping, accumulation, averaging.
+
+
+def scaled_turns(optimizer, model, batch, scaler, recipe="fresh", spoil=None):
+    inputs, target = batch
+    for turn in optimizer.turns(*inputs):
+        scaler.scale(
+            F.cross_entropy(model.head(model.encoders[turn.modality](inputs[turn.modality])), target)
+        ).backward()
+        for guide in turn.guides:
+            optimizer.guide(guide, model.encoders[guide](inputs[guide]), target)
+        if spoil == turn.modality:
+            model.head.weight.grad[0, 0] = torch.inf
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+
+
+@ALIGN
+@INNER
+def test_under_a_gradient_scaler_training_is_the_same(inner, align):
+    """The scale is a power of two, so not even rounding differs; a fused inner optimizer must not unscale again."""
+    model, optimizer = build(inner=inner, align=align)
+    twin, its_optimizer = copy.deepcopy((model, optimizer))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for batch in reference.make_batches(4):
+        scaled_turns(optimizer, model, batch, scaler)
+        reference.train(its_optimizer, twin, [batch])
+    assert scaler.get_scale() == 1024.0
+    assert_identical(frozen_copy(model, optimizer), frozen_copy(twin, its_optimizer))
+
+
+def test_a_scaled_gradient_that_overflows_skips_the_step_alone(batch):
+    model, optimizer = build(inner=partial(ADAMW, fused=True))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    before = frozen_copy(model)
+    scaled_turns(optimizer, model, batch, scaler, spoil="image")
+    assert scaler.get_scale() == 512.0
+    assert optimizer.stats.modality == "table"
+    assert_identical(model.encoders["image"].state_dict(), reference.make_model().encoders["image"].state_dict())
+    assert not torch.equal(model.head.weight, before[0]["head.weight"])
+    scaled_turns(optimizer, model, batch, scaler)
+    assert not torch.equal(model.encoders["image"][0].weight, before[0]["encoders.image.0.weight"])
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_clipping_before_or_after_alignment_respects_the_limit(when):
+    """Before: as usual, after unscaling. After: in a hook of the inner optimizer."""
+    model, optimizer = build(inner=partial(torch.optim.SGD, lr=1.0))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+
+    def clip(*_):
+        nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+
+    if when == "after":
+        optimizer.base.register_step_pre_hook(clip)
+    objected = 0
+    for inputs, target in reference.make_batches(10):
+        for turn in optimizer.turns(*inputs):
+            features = model.encoders[turn.modality](inputs[turn.modality])
+            scaler.scale(F.cross_entropy(model.head(features), target)).backward()
+            optimizer.guide(turn.guides[0], model.encoders[turn.guides[0]](inputs[turn.guides[0]]), target)
+            scaler.unscale_(optimizer)
+            if when == "before":
+                clip()
+            before = reference.flat(model.parameters())
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            assert np.linalg.norm(reference.flat(model.parameters()) - before) <= 0.01 * (1 + 1e-4)
+            objected += bool(optimizer.stats.intervened[turn.guides[0]])
+    assert objected
+
+
+@ALIGN
+def test_accumulated_gradients_are_aligned_at_the_boundary(align, batch):
+    model, optimizer = build(inner=SGD, align=align)
+    twin, its_optimizer = copy.deepcopy((model, optimizer))
+    inputs, target = batch
+    for rows in (slice(0, 4), slice(4, 8)):
+        (F.cross_entropy(model.head(model.encoders["image"](inputs["image"][rows])), target[rows]) / 2).backward()
+    backward(twin, batch)
+    for one, which in ((model, optimizer), (twin, its_optimizer)):
+        which.guide("table", one.encoders["table"](inputs["table"]), target)
+        which.step()
+        assert which.stats.guides == ("table",)
+    torch.testing.assert_close(model.state_dict(), twin.state_dict())
+
+
+def test_weights_can_be_averaged_while_training():
+    model, optimizer = build()
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+    expected = None
+    for batch in reference.make_batches(3):
+        reference.train(optimizer, model, [batch])
+        average.update_parameters(model)
+        weight = model.head.weight.detach().clone()
+        expected = weight if expected is None else 0.5 * expected + 0.5 * weight
+    torch.testing.assert_close(average.module.head.weight.detach(), expected)
+
+
+# Trainers that wrap the optimizer in a shell, whose class inherits ours without running our constructor.
+
+
+class Task(LightningModule):
+    """The user's loop, in manual optimization."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = reference.make_model()
+        self.guided = []
+
+    def training_step(self, batch, _):
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        assert isinstance(optimizer, GradientAlignedAlternator)
+        for _, stats in reference.take_turns(optimizer, self.model, batch, recipe="cached"):
+            self.guided.append(stats.guides)
+
+    def configure_optimizers(self):
+        optimizer = GradientAlignedAlternator(ADAMW(self.model.parameters()), self.model.head)
+        return [optimizer], [lr_scheduler.StepLR(optimizer, step_size=1)]
+
+    def train_dataloader(self):
+        return DataLoader(reference.make_batches(4), batch_size=None)
+
+
+@pytest.fixture
+def plainly_trained():
+    model, optimizer = build()
+    reference.train(optimizer, model, reference.make_batches(4), recipe="cached")
+    return model, optimizer
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # Lightning 2.6 under torch 2.15
+def test_lightnings_trainer_drives_it(plainly_trained, tmp_path):
+    task = Task()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(task)
+    assert task.guided == [(), *[("image",), ("table",)] * 3, ("image",)]
+    assert_identical(task.model.state_dict(), plainly_trained[0].state_dict())
+
+
+def test_fabrics_optimizer_drives_it(plainly_trained):
+    fabric = Fabric(accelerator="cpu", devices=1)
+    model, optimizer = build()
+    shell = fabric.setup_optimizers(optimizer)
+    assert isinstance(shell, GradientAlignedAlternator)
+    assert shell is not optimizer
+    reference.train(shell, model, reference.make_batches(4), recipe="cached")
+    assert shell.stats.guides == optimizer.stats.guides == ("image",)
+    assert_identical(frozen_copy(model, shell), frozen_copy(*plainly_trained))
+
+
+# Wrong arguments.
+
+
+def lbfgs(parameters):
+    return torch.optim.LBFGS(parameters)
+
+
+class NeedsClosure(torch.optim.SGD):
+    def step(self, closure):
+        closure()
+        return super().step()
+
+
+WRONG_SETTINGS = {
+    "fraction_zero": ({"fraction": 0.0}, ValueError, "fraction"),
+    "fraction_above_one": ({"fraction": 1.5}, ValueError, "fraction"),
+    "fraction_nan": ({"fraction": float("nan")}, ValueError, "fraction"),
+    "fraction_text": ({"fraction": "half"}, TypeError, "fraction"),
+    "fraction_mapping": ({"fraction": {"image": 0.5, "table": 2}}, ValueError, "fraction"),
+    "align": ({"align": "updates"}, ValueError, "align"),
+    "guides": ({"guides": "next"}, ValueError, "guides"),
+    "max_norm_zero": ({"max_norm": 0.0}, ValueError, "max_norm"),
+    "max_norm_nan": ({"max_norm": float("nan")}, ValueError, "max_norm"),
+    "loss_fn": ({"loss_fn": "cross_entropy"}, TypeError, "loss_fn"),
+    "uncertainty": ({"uncertainty": 3}, TypeError, "uncertainty"),
+    "rule": ({"rule": None}, TypeError, "rule"),
+    "lbfgs": ({"inner": lbfgs}, ValueError, "LBFGS"),
+    "needs_closure": ({"inner": partial(NeedsClosure, lr=0.1)}, ValueError, "NeedsClosure"),
+    "not_an_optimizer": ({"inner": list}, TypeError, "optimizer"),
+    "an_optimizer_class": ({"inner": lambda _: torch.optim.SGD}, TypeError, "optimizer"),
+    "maximize": ({"inner": partial(SGD, maximize=True), "align": "update"}, ValueError, "maximize"),
+}
+
+
+@pytest.mark.parametrize(("settings", "error", "name"), WRONG_SETTINGS.values(), ids=WRONG_SETTINGS)
+def test_a_wrong_setting_is_refused_by_name(settings, error, name):
+    with pytest.raises(error, match=name):
+        build(**settings)
+
+
+@pytest.mark.parametrize(
+    ("shared", "error"),
+    [
+        (lambda model: nn.Linear(4, 3), ValueError),
+        (lambda model: nn.Sequential(model.head, nn.Linear(3, 3)), ValueError),
+        (lambda model: nn.Tanh(), ValueError),
+        (lambda model: model.head.weight, TypeError),
+        (lambda model: model.head.requires_grad_(False), ValueError),
+    ],
+    ids=["foreign", "partly_foreign", "no_parameters", "no_module", "frozen"],
+)
+def test_a_wrong_shared_module_is_refused_by_name(shared, error):
+    model = reference.make_model()
+    with pytest.raises(error, match="shared"):
+        GradientAlignedAlternator(SGD(model.parameters()), shared(model))
+
+
+def test_maximize_is_followed_by_gradient_alignment(batch):
+    """Ascent on the loss and on its guides: both gradients change sign, the guarantee holds."""
+    model, optimizer = build(inner=partial(torch.optim.SGD, lr=0.1, maximize=True), fraction=1.0)
+    features, target = backward(model, batch)
+    before = frozen_copy(model)
+    optimizer.guide("table", features, target)
+    gradient = model.head.weight.grad.clone()
+    optimizer.step()
+    torch.testing.assert_close(model.head.weight.detach(), before[0]["head.weight"] + 0.1 * gradient)
+
+
+FEATURES, TARGET = torch.zeros(8, reference.HIDDEN), torch.zeros(8, dtype=torch.long)
+WRONG_GUIDES = {
+    "modality": ((1, FEATURES, TARGET), TypeError, "modality"),
+    "lengths": (("table", FEATURES, TARGET[:7]), ValueError, "length"),
+    "no_length": (("table", FEATURES.sum(), TARGET), ValueError, "length"),
+    "features": (("table", FEATURES.tolist(), TARGET), TypeError, "features"),
+    "target": (("table", FEATURES, TARGET.tolist()), TypeError, "target"),
+    "no_fraction": (("audio", FEATURES, TARGET), ValueError, "fraction.*'audio'"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "error", "name"), WRONG_GUIDES.values(), ids=WRONG_GUIDES)
+def test_a_wrong_guide_is_refused_by_name_and_recorded_nowhere(arguments, error, name):
+    _, optimizer = build(fraction={"image": 0.5, "table": 0.5})
+    with pytest.raises(error, match=name):
+        optimizer.guide(*arguments)
+    assert not optimizer.state_dict()["gaal_surgery"]["guides"]
+
+
+@pytest.mark.parametrize(
+    ("modalities", "error"),
+    [((), ValueError), (("image", "image"), ValueError), (("image", 2), TypeError), ((["image", "table"],), TypeError)],
+    ids=["none", "twice", "number", "list"],
+)
+def test_wrong_modalities_are_refused_before_the_round_begins(modalities, error):
+    with pytest.raises(error, match="modalities"):
+        build()[1].turns(*modalities)
+
+
+WRONG_STEPS = {
+    "features_too_wide": ({}, torch.zeros(8, 7), ValueError, "'table'.*features.*Linear"),
+    "features_are_integers": ({}, FEATURES.long(), ValueError, "'table'.*features.*Linear"),
+    "loss_not_scalar": ({"loss_fn": partial(F.cross_entropy, reduction="none")}, FEATURES, ValueError, "loss_fn"),
+    "uncertainty_shape": ({"uncertainty": lambda logits: logits}, FEATURES, ValueError, "uncertainty"),
+}
+
+
+@ALIGN
+@pytest.mark.parametrize(("settings", "features", "error", "name"), WRONG_STEPS.values(), ids=WRONG_STEPS)
+def test_a_step_that_cannot_be_aligned_changes_nothing(settings, features, error, name, align, batch):
+    model, optimizer = build(align=align, **settings)
+    backward(model, batch)
+    optimizer.guide("table", features, TARGET)
+    before = frozen_copy(model, optimizer)
+    with pytest.raises(error, match=name):
+        optimizer.step()
+    assert_identical(frozen_copy(model, optimizer), before)
+    assert model.training
+    assert model.head.training
+
+
+def test_a_rule_of_a_wrong_shape_changes_nothing(batch):
+    model, optimizer = build(rule=lambda gramian: gramian)
+    optimizer.guide("table", *backward(model, batch))
+    before = frozen_copy(model, optimizer)
+    with pytest.raises(ValueError, match="rule"):
+        optimizer.step()
+    assert_identical(frozen_copy(model, optimizer), before)
+
+
+def test_a_sparse_gradient_is_refused(batch):
+    model, optimizer = build(inner=partial(torch.optim.SGD, lr=0.1))
+    optimizer.guide("table", *backward(model, batch))
+    model.head.weight.grad = model.head.weight.grad.to_sparse()
+    before = frozen_copy(model)
+    with pytest.raises(ValueError, match="sparse"):
+        optimizer.step()
+    assert_identical(frozen_copy(model), before)

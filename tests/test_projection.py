@@ -1,0 +1,229 @@
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import (
+    DTYPES,
+    assert_near,
+    bits,
+    generic_problems,
+    half_spaces,
+    no_synchronisation,
+    problems,
+)
+
+from gaal_surgery import DualFloor, HalfSpace, Orthogonal, align, combine, gramian
+
+INF, NAN = float("inf"), float("nan")
+RULES = [HalfSpace(), HalfSpace(0.3), HalfSpace(0.3, relative=True), DualFloor(), Orthogonal()]
+
+
+def pieces(vector, cuts):
+    """The vector as a list of tensors of 1 and 2 dimensions."""
+    return [piece if i % 2 else piece[None] for i, piece in enumerate(torch.tensor_split(vector, cuts))]
+
+
+def joined(tensors):
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+STRUCTURES = {
+    "tensor": lambda vector: vector.view(4, 4),
+    "list": lambda vector: pieces(vector, [5, 9]),
+    "tuple": lambda vector: tuple(pieces(vector, [5, 9])),
+    "mapping": lambda vector: dict(zip("abc", pieces(vector, [5, 9]), strict=True)),
+}
+
+
+def flat(structure):
+    if isinstance(structure, torch.Tensor):
+        return structure.flatten()
+    return joined(structure.values() if isinstance(structure, dict) else structure)
+
+
+class TestAlign:
+    @given(problems(), half_spaces(), st.lists(st.integers(0, 16), max_size=4).map(sorted))
+    def test_how_the_parameters_are_split_does_not_matter(self, problem, rule, cuts):
+        vectors = [torch.tensor(vector) for vector in (problem.gradient, *problem.guides)]
+        gradient, *guides = (pieces(vector, cuts) for vector in vectors)
+        assert_near(joined(align(gradient, guides, rule)), problem.aligned(rule), 1e-8, problem.gradient)
+
+    @pytest.mark.parametrize("structure", STRUCTURES)
+    @pytest.mark.parametrize("rule", RULES)
+    def test_keeps_the_structure_of_the_gradient(self, structure, rule):
+        vectors = torch.randn(3, 16, dtype=torch.float64)
+        gradient, *guides = map(STRUCTURES[structure], vectors)
+        aligned = align(gradient, guides, rule)
+        assert type(aligned) is type(gradient)
+        expected = STRUCTURES[structure](align(vectors[0], list(vectors[1:]), rule))
+        torch.testing.assert_close(aligned, expected)  # shapes and keys included
+
+    def test_mappings_match_by_key(self):
+        gradient = {"weight": torch.randn(2, 3), "bias": torch.randn(2)}
+        guide = {"weight": -gradient["weight"], "bias": -gradient["bias"]}
+        aligned = align(gradient, [dict(reversed(guide.items()))], Orthogonal())
+        assert list(aligned) == ["weight", "bias"]
+        torch.testing.assert_close(aligned, {name: torch.zeros_like(gradient[name]) for name in gradient})
+
+    def test_dtypes_may_differ_from_tensor_to_tensor(self):
+        gradient = [torch.randn(8).to(dtype) for dtype in DTYPES]
+        aligned = align(gradient, [[-tensor.double() for tensor in gradient]])
+        assert [tensor.dtype for tensor in aligned] == DTYPES
+        assert float(joined([tensor.double() for tensor in aligned]).abs().max()) < 1e-5
+
+    @pytest.mark.parametrize("gradient", [torch.tensor([1.0, -0.0]), [torch.ones(2)], {"a": torch.ones(2)}])
+    def test_without_guides_returns_the_gradient_itself(self, gradient):
+        assert align(gradient, []) is gradient
+
+    def test_changes_no_argument(self):
+        vectors = torch.randn(3, 16)
+        before = vectors.clone()
+        align(vectors[0], [vectors[1], vectors[2]], HalfSpace(0.5))
+        assert bits(vectors) == bits(before)
+
+    @pytest.mark.parametrize("rule", RULES)
+    @pytest.mark.parametrize("value", [INF, -INF, NAN])
+    @given(problem=generic_problems(max_guides=3))
+    def test_a_guide_that_is_not_finite_is_ignored(self, rule, value, problem):
+        gradient, guides = problem.tensors(torch.float64)
+        bad = torch.cat([gradient[:-1], torch.tensor([value])])
+        assert bits(align(gradient, [bad], rule)) == bits(gradient)
+        zero = torch.zeros_like(gradient)
+        assert bits(align(gradient, [*guides, bad], rule)) == bits(align(gradient, [*guides, zero], rule))
+
+    @pytest.mark.parametrize("rule", [*RULES, lambda gramian: gramian[0] * NAN])
+    @pytest.mark.parametrize("value", [INF, -INF, NAN])
+    def test_a_gradient_that_is_not_finite_passes(self, rule, value):
+        gradient = torch.tensor([1.0, -0.0, value])
+        assert bits(align(gradient, [torch.tensor([-1.0, 2.0, 3.0])], rule)) == bits(gradient)
+
+    def test_a_rule_must_return_one_weight_a_gradient(self):
+        with pytest.raises(ValueError, match=r"rule must return \(2,\) weights, one a gradient, not \(2, 2\)"):
+            align(torch.ones(3), [torch.ones(3)], lambda gramian: gramian)
+
+    @pytest.mark.parametrize("rule", RULES)
+    @pytest.mark.parametrize("count", [1, 3])
+    def test_never_waits_for_the_device(self, rule, count):
+        gradient, *guides = ({"a": torch.randn(3, 4), "b": torch.randn(3)} for _ in range(1 + count))
+        with no_synchronisation():
+            align(gradient, guides, rule)
+
+    @pytest.mark.parametrize(
+        ("rule", "count"), [(HalfSpace(), 1), (HalfSpace(0.3, relative=True), 3), (DualFloor(), 3), (Orthogonal(), 3)]
+    )
+    def test_compiles_without_a_graph_break(self, rule, count):
+        torch.compiler.reset()
+        vectors = list(torch.randn(1 + count, 12))
+        compiled = torch.compile(partial(align, rule=rule), fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(vectors[0], vectors[1:]), align(vectors[0], vectors[1:], rule))
+
+
+class TestGramian:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @given(generic_problems(), st.lists(st.integers(0, 16), max_size=3).map(sorted))
+    def test_equals_the_float64_products(self, dtype, problem, cuts):
+        gradient, guides = problem.tensors(dtype)
+        vectors = torch.stack([gradient, *guides])
+        result = gramian([pieces(vector, cuts) for vector in vectors])
+        reference = vectors.double() @ vectors.double().T
+        assert result.dtype == torch.float64
+        assert_near(result, reference, 1e-6 if dtype != torch.float64 else 1e-14)
+        assert torch.equal(result, result.T)
+
+    @pytest.mark.parametrize("lengths", [(1e-20, 1e-20), (1e15, 1e15), (1e-20, 1e15), (1e15, 1e-20)])
+    def test_neither_overflows_nor_vanishes_in_float32(self, lengths):
+        unit = torch.nn.functional.normalize(torch.randn(2, 1000, dtype=torch.float64))
+        vectors = [vector.mul(length).float() for vector, length in zip(unit, lengths, strict=True)]
+        reference = torch.stack(vectors).double() @ torch.stack(vectors).double().T
+        torch.testing.assert_close(gramian(vectors), reference, rtol=1e-4, atol=0)
+
+    def test_sums_many_small_products_in_float32_or_wider(self):
+        ones = torch.ones(100_000, dtype=torch.float16)
+        assert_near(gramian([ones, -ones]), [[1e5, -1e5], [-1e5, 1e5]], 1e-4)
+
+    def test_takes_tensors_that_are_not_contiguous(self):
+        matrices = torch.randn(2, 6, 4, dtype=torch.float64)
+        transposed = [matrix.T for matrix in matrices]
+        torch.testing.assert_close(gramian(transposed), gramian(list(matrices)))
+
+    def test_one_gradient_has_its_squared_norm(self):
+        assert gramian([torch.tensor([3.0, 4.0])]).tolist() == [[25.0]]
+
+
+class TestCombine:
+    @pytest.mark.parametrize("structure", STRUCTURES)
+    @given(problem=generic_problems(), weights=st.lists(st.floats(-5, 5), min_size=6, max_size=6))
+    def test_is_the_weighted_sum(self, structure, problem, weights):
+        vectors = torch.tensor(np.vstack([problem.gradient, problem.guides]))
+        weights = torch.tensor(weights[: len(vectors)], dtype=torch.float64)
+        result = combine([STRUCTURES[structure](vector) for vector in vectors], weights)
+        assert_near(flat(result), weights @ vectors, 1e-13, *(weights[:, None] * vectors))
+
+    def test_a_weight_of_zero_leaves_no_trace(self):
+        gradient = torch.tensor([1.0, 0.0, -0.0, -0.0, -3.0])
+        other = torch.tensor([INF, -INF, NAN, 5.0, 0.0])
+        assert bits(combine([gradient, other, -other], torch.tensor([1.0, 0.0, -0.0]))) == bits(gradient)
+
+    def test_takes_tensors_that_are_not_contiguous(self):
+        matrices = torch.randn(2, 6, 4)
+        weights = torch.tensor([1.0, -0.5])
+        transposed = combine([matrix.T for matrix in matrices], weights)
+        torch.testing.assert_close(transposed, (matrices[0] - matrices[1] / 2).T)
+
+    def test_half_precision_is_rounded_once(self):
+        gradients = [torch.randn(1000).half() for _ in range(4)]
+        weights = torch.tensor([1.0, 0.3, -0.7, 1.1], dtype=torch.float64)
+        exact = sum(weight * gradient.double() for weight, gradient in zip(weights, gradients, strict=True))
+        error = (combine(gradients, weights) - exact).abs()
+        assert (error <= 1.01 * 2**-11 * exact.abs() + 2**-20).all()
+
+    @pytest.mark.parametrize("shape", [(3,), (1,), (2, 1), ()])
+    def test_needs_one_weight_a_gradient(self, shape):
+        with pytest.raises(ValueError, match=r"weights must be \(2,\), one for each gradient"):
+            combine([torch.ones(3), torch.ones(3)], torch.ones(shape))
+
+
+@pytest.mark.parametrize("function", [gramian, lambda gradients: align(gradients[0], gradients[1:])])
+class TestStructureIsChecked:
+    VECTOR = torch.ones(3)
+
+    @pytest.mark.parametrize(
+        ("last", "message"),
+        [
+            ({"a": VECTOR}, "gradient 2 has other keys than gradient 0"),
+            ({"a": VECTOR, "c": VECTOR}, "gradient 2 has other keys than gradient 0"),
+            ({"a": VECTOR, "b": VECTOR, "c": VECTOR}, "gradient 2 has other keys than gradient 0"),
+            ([VECTOR, VECTOR], "gradient 2 is no mapping, gradient 0 is"),
+            ({"a": VECTOR, "b": torch.ones(3, 1)}, "gradient 2 has other shapes than gradient 0"),
+        ],
+    )
+    def test_against_a_mapping(self, function, last, message):
+        gradient = {"a": self.VECTOR, "b": self.VECTOR}
+        with pytest.raises(ValueError, match=message):
+            function([gradient, gradient, last])
+
+    @pytest.mark.parametrize(
+        ("last", "message"),
+        [
+            ([VECTOR], "gradient 1 has other shapes than gradient 0"),
+            ([VECTOR, VECTOR, VECTOR], "gradient 1 has other shapes than gradient 0"),
+            ([VECTOR, torch.ones(4)], "gradient 1 has other shapes than gradient 0"),
+            ({"a": VECTOR, "b": VECTOR}, "gradient 1 has other keys than gradient 0"),
+        ],
+    )
+    def test_against_a_sequence(self, function, last, message):
+        with pytest.raises(ValueError, match=message):
+            function([[self.VECTOR, self.VECTOR], last])
+
+    @pytest.mark.parametrize("gradient", [[], {}, [1.0, 2.0], [None], torch.arange(3)])
+    def test_a_gradient_is_made_of_float_tensors(self, function, gradient):
+        with pytest.raises(TypeError, match="a gradient must be a float tensor"):
+            function([gradient, gradient])
+
+
+def test_gramian_refuses_no_gradients():
+    with pytest.raises(ValueError, match="gradients is empty"):
+        gramian([])
