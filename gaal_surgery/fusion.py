@@ -104,8 +104,7 @@ class CalibratedFusion(nn.Module):
             loss.backward()  # type: ignore[no-untyped-call]
             return loss
 
-        with torch.enable_grad():
-            optimizer.step(closure)  # type: ignore[no-untyped-call]
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             self.weight.copy_(weight)
             self.bias.copy_(bias)

@@ -151,7 +151,9 @@ def pull_back(shared: nn.Module, features: Tensor, cotangents: Tensor) -> dict[s
 
 
 def pulled_back_norms(shared: nn.Module, features: Tensor, cotangents: Tensor) -> Tensor:
-    """Norm of each sample's pulled-back cotangent, ``(k,)``."""
+    """Norm of each sample's pulled-back cotangent, ``(k,)``; 0 where every parameter is frozen."""
+    if not trainable(shared):
+        return 0 * _row_norms(cotangents)
     if _is_plain_linear(shared, features):
         # The gradient is an outer product of the cotangent with the features, and with 1 for the bias.
         inputs = {"weight": _row_norms(features), "bias": _row_norms(features.new_ones(len(features), 1))}

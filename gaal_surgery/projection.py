@@ -56,7 +56,8 @@ def gramian(gradients: Sequence[Gradient]) -> Tensor:
     for i, row in enumerate(rows):
         unit = [_wide(tensor) * inverse[i] for tensor in row] if i + 1 < len(rows) else []
         for j in range(i + 1, len(rows)):
-            products = [_dot(x, _wide(y)) for x, y in zip(unit, rows[j], strict=True)]
+            # A sum in pairs keeps its precision over millions of elements, where torch.dot in float32 drifts.
+            products = [(x * _wide(y)).sum() for x, y in zip(unit, rows[j], strict=True)]
             result[i, j] = result[j, i] = torch.stack(products).sum(dtype=norms.dtype) * norms[i]
     return result
 
@@ -138,11 +139,6 @@ def _norm(row: list[Tensor]) -> Tensor:
         torch.stack([torch.linalg.vector_norm(tensor, dtype=dtype) for tensor in row])
     )
     return norm
-
-
-def _dot(x: Tensor, y: Tensor) -> Tensor:
-    dtype = torch.promote_types(x.dtype, y.dtype)
-    return torch.dot(x.reshape(-1).to(dtype), y.reshape(-1).to(dtype))
 
 
 def _wide(tensor: Tensor) -> Tensor:

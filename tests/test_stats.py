@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from strategies import no_synchronisation, problems
 
-from gaal_surgery import AlignmentStats, ConflictMonitor, HalfSpace, gramian
+from gaal_surgery import AlignmentStats, ConflictMonitor, HalfSpace, Orthogonal, gramian
 from gaal_surgery.projection import weigh
 
 NAMES = ("image", "table", "audio", "text", "video")
@@ -63,6 +63,11 @@ class TestAlignmentStats:
         assert values(stats.guide_norm) == pytest.approx([1, 2, nan, 0], nan_ok=True)
         assert values(stats.intervened) == [True, False, False, False]
         assert values(stats.ignored) == [False, False, True, False]
+
+    def test_a_guide_taken_away_is_an_intervention_too(self):
+        stats = stats_of([3.0, 4.0], [[2.0, 0.0]], Orthogonal())
+        assert values(stats.coefficient) == pytest.approx([-1.5])
+        assert values(stats.intervened) == [True]
 
     def test_of_a_gradient_that_is_not_finite_show_no_intervention(self):
         stats = stats_of([float("inf"), 1.0], [[-1.0, 2.0]])
@@ -167,9 +172,11 @@ class TestConflictMonitor:
     def test_a_state_dict_does_not_change_with_the_monitor(self, monitor):
         state = monitor.state_dict()
         expected = json.dumps(state)
-        monitor.update(stats_of([1.0, 0.0], [[-1.0, 0.0]]))
-        monitor.history()
-        ConflictMonitor().load_state_dict(state)
+        resumed = ConflictMonitor()
+        resumed.load_state_dict(state)
+        for each in (monitor, resumed):
+            each.update(stats_of([1.0, 0.0], [[-1.0, 0.0]]))
+            each.history()
         assert json.dumps(state) == expected
 
     def test_plots_every_turn_and_guide_with_its_share_of_conflict(self, monitor):
@@ -186,12 +193,14 @@ class TestConflictMonitor:
         axes.figure.canvas.draw()
         mpl.pyplot.close(axes.figure)
 
-    @pytest.mark.parametrize(("smooth", "drawn"), [(1, [-0.6, 0]), (2, [-0.3]), (100, [-0.3])])
-    def test_plots_on_given_axes_the_running_mean_asked_for(self, monitor, smooth, drawn):
+    @pytest.mark.parametrize(
+        ("smooth", "steps", "drawn"), [(1, [0, 3], [-0.6, 0]), (2, [3], [-0.3]), (100, [3], [-0.3])]
+    )
+    def test_plots_on_given_axes_the_running_mean_asked_for(self, monitor, smooth, steps, drawn):
         figure = mpl.figure.Figure()
         axes = figure.add_subplot()
         assert monitor.plot(axes, smooth=smooth) is axes
-        np.testing.assert_allclose(axes.lines[0].get_ydata(), drawn, atol=1e-12)
+        np.testing.assert_allclose(axes.lines[0].get_xydata(), list(zip(steps, drawn, strict=True)), atol=1e-12)
 
     def test_plotting_nothing_says_what_to_do(self):
         with pytest.raises(ValueError, match=r"nothing to plot: call update\(optimizer.stats\)"):

@@ -21,28 +21,19 @@ from scipy.stats import ttest_rel
 TRAIN = Path(__file__).resolve().parents[2] / "examples" / "tabular_image" / "train.py"
 
 # One protocol for every variant: small CNN, AdamW, cosine schedule, the epoch with the best validation accuracy.
-COMMON = [
-    "--optimizer",
-    "adamw",
-    "--learning_rate",
-    "0.003",
-    "--weight_decay",
-    "0.01",
-    "--schedule",
-    "cosine",
-    "--augment",
-    "true",
-]
+COMMON = "--optimizer adamw --learning_rate 0.003 --weight_decay 0.01 --schedule cosine --augment true"
+# 16 leaves a species: 80% of the rows train, and every species still has a row in validation and test.
+LEAVES = "--dataset leaves100 --epochs 40 --validation 0.08 --test 0.12"
 SETS = {
-    "leaves100-texture": ["--dataset", "leaves100", "--table", "texture", "--epochs", "40"],
-    "leaves100-margin": ["--dataset", "leaves100", "--table", "margin", "--epochs", "40"],
-    "fashion": ["--dataset", "fashion", "--epochs", "12"],
+    "leaves100-texture": f"{LEAVES} --table texture",
+    "leaves100-margin": f"{LEAVES} --table margin",
+    "fashion": "--dataset fashion --epochs 12",
 }
 VARIANTS = {
-    "concatenation": ["--method", "concatenation"],
-    "alternating": ["--method", "alternating"],
-    "gaal": ["--method", "gaal"],
-    "gaal-update": ["--method", "gaal", "--align", "update"],
+    "concatenation": "--method concatenation",
+    "alternating": "--method alternating",
+    "gaal": "--method gaal",
+    "gaal-update": "--method gaal --align update",
 }
 FUSIONS = ("mean", "product", "calibrated")
 
@@ -83,7 +74,7 @@ def _result(dataset: str, variant: str, seed: int, data_root: str, runs: Path) -
     if not results.exists():
         machine = ["--data_root", data_root, "--threads", "1", "--workers", "0", "--out", str(folder)]
         resume = ["--resume", "true"] if folder.exists() else []
-        options = [*SETS[dataset], *VARIANTS[variant], *COMMON, "--seed", str(seed)]
+        options = f"{SETS[dataset]} {VARIANTS[variant]} {COMMON} --seed {seed}".split()
         training = subprocess.run(
             [sys.executable, str(TRAIN), *options, *machine, *resume], capture_output=True, text=True
         )
