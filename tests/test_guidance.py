@@ -117,3 +117,17 @@ class TestUncertainGradient:
         torch.manual_seed(seed)
         head = torch.nn.Linear(5, 3).double()
         return head, torch.randn(8, 5).double(), torch.randint(3, (8,))
+
+
+class TestChecks:
+    @pytest.mark.parametrize("max_norm", ["1", True, [1.0]])
+    def test_a_max_norm_that_is_no_number_is_named(self, max_norm):
+        with pytest.raises(TypeError, match="max_norm must be a number or None"):
+            guide_gradient(
+                torch.nn.Linear(3, 2), torch.randn(4, 3), torch.zeros(4).long(), F.cross_entropy, max_norm=max_norm
+            )
+
+    @pytest.mark.parametrize("target", [torch.full((4,), 7), torch.zeros(4), torch.zeros(4, 3).long()])
+    def test_a_target_that_the_loss_cannot_take_is_named(self, target):
+        with pytest.raises(ValueError, match=r"target of shape .* cannot be taken by loss_fn with logits \(4, 2\)"):
+            guide_gradient(torch.nn.Linear(3, 2), torch.randn(4, 3), target, F.cross_entropy)

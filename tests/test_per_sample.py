@@ -298,3 +298,10 @@ def test_clipping_lets_a_sample_without_gradient_be():
     loss_fn = nn.CrossEntropyLoss(ignore_index=0)
     gradient = guide_gradient(head, torch.randn(SAMPLES, FEATURES), TARGET, loss_fn, max_norm=1e-3)
     assert all(tensor.isfinite().all() for tensor in gradient.values())
+
+
+def test_a_head_without_trainable_parameters_has_gradients_of_norm_zero():
+    head = nn.Linear(3, 2).requires_grad_(False)
+    features, target = torch.randn(4, 3), torch.zeros(4).long()
+    assert guide_gradient(head, features, target, F.cross_entropy, max_norm=1.0) == {}
+    torch.testing.assert_close(per_sample_norms(head, features, target, F.cross_entropy), torch.zeros(4))

@@ -270,3 +270,11 @@ class TestTorchJDWeighting:
         torch.manual_seed(1)
         optimizer.step()
         torch.testing.assert_close([parameter.grad for parameter in head.parameters()], expected)
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: HalfSpace(margin="1"), lambda: DualFloor(floor=True), lambda: DualFloor(ridge=None)]
+)
+def test_a_setting_that_is_no_number_is_named(build):
+    with pytest.raises(TypeError, match=r"(margin|floor|ridge) must be a number"):
+        build()
