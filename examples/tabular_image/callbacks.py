@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
-from torch import Tensor
 
 from .files import replacing
 
@@ -30,15 +29,6 @@ def callbacks(folder: Path, seed: int, patience: int | None) -> list[Callback]:
         MovableCheckpoint(filename=BEST, monitor="val_accuracy", mode="max", **saving),
         MovableCheckpoint(filename=LAST, **saving),  # after the best one, whose state it keeps
     ]
-
-
-class LatestBestCheckpoint(ModelCheckpoint):
-    """Keeps the latest of the best epochs: a small validation set has many ties, and training has gone on since."""
-
-    def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
-        """Whether to save: where the score is better than before, or the same."""
-        tied = current is not None and self.best_model_score is not None and bool(current == self.best_model_score)
-        return tied or super().check_monitor_top_k(trainer, current)
 
 
 class EpochSeed(Callback):

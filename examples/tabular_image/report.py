@@ -75,8 +75,8 @@ def report(
 
 
 def _best(epochs: pd.DataFrame) -> pd.Series[float]:
-    """The row of the epoch whose weights were kept: the latest with the highest validation accuracy."""
-    return epochs.loc[epochs["val_accuracy"][::-1].idxmax()]
+    """The row of the epoch whose weights were kept: the first with the highest validation accuracy."""
+    return epochs.iloc[int(epochs["val_accuracy"].to_numpy().argmax())]
 
 
 def _compare_fusions(method: Method, outputs: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
