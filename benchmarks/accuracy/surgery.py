@@ -45,6 +45,7 @@ def main(
     variants: list[str] | None = None,
     jobs: int = 2,
     runs: str = "runs/surgery",
+    train: bool = True,
     out: str | None = None,
 ) -> None:
     """Run what is missing, then summarise.
@@ -56,45 +57,55 @@ def main(
         variants: which of concatenation, alternating, gaal, gaal-update; None takes all.
         jobs: runs at a time, one thread each.
         runs: where the run folders go.
+        train: train what is missing; false summarises the finished runs alone.
         out: CSV file of the results, one row a run; None writes none.
     """
-    chosen = [(variant, seed) for seed in range(seeds) for variant in variants or VARIANTS]
-    with ThreadPoolExecutor(jobs) as pool:
-        rows = list(pool.map(lambda run: _result(dataset, *run, data_root, Path(runs)), chosen))
+    chosen = {
+        (variant, seed): Path(runs) / f"{dataset}-{variant}-seed{seed}"
+        for seed in range(seeds)
+        for variant in variants or VARIANTS
+    }
+    missing = {run: folder for run, folder in chosen.items() if not (folder / "results.json").exists()}
+    if train:
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(lambda run: _train(dataset, *run, data_root, missing[run]), missing))
+    else:
+        chosen = {run: folder for run, folder in chosen.items() if run not in missing}
+    rows = [_measured(dataset, *run, folder) for run, folder in chosen.items()]
+    if not rows:
+        raise SystemExit(f"there is no finished run of {dataset} in {runs}")
     table = pd.DataFrame(rows).sort_values(["variant", "seed"], ignore_index=True)
     if out is not None:
         table.to_csv(out, index=False)
     _summarise(table)
 
 
-def _result(dataset: str, variant: str, seed: int, data_root: str, runs: Path) -> dict[str, object]:
-    """The measured row of one run, which is trained unless it is finished."""
-    folder = runs / f"{dataset}-{variant}-seed{seed}"
-    results = folder / "results.json"
-    if not results.exists():
-        machine = ["--data_root", data_root, "--threads", "1", "--workers", "0", "--out", str(folder)]
-        resume = ["--resume", "true"] if folder.exists() else []
-        options = f"{SETS[dataset]} {VARIANTS[variant]} {COMMON} --seed {seed}".split()
-        training = subprocess.run(
-            [sys.executable, str(TRAIN), *options, *machine, *resume], capture_output=True, text=True
-        )
-        if training.returncode != 0:
-            raise SystemExit(f"{folder} failed: {training.stderr.strip().splitlines()[-1]}")
-        print(f"finished {folder}", flush=True)
-    measured = json.loads(results.read_text())
+def _train(dataset: str, variant: str, seed: int, data_root: str, folder: Path) -> None:
+    machine = ["--data_root", data_root, "--threads", "1", "--workers", "0", "--out", str(folder)]
+    resume = ["--resume", "true"] if folder.exists() else []
+    options = f"{SETS[dataset]} {VARIANTS[variant]} {COMMON} --seed {seed}".split()
+    training = subprocess.run([sys.executable, str(TRAIN), *options, *machine, *resume], capture_output=True, text=True)
+    if training.returncode != 0:
+        raise SystemExit(f"{folder} failed: {training.stderr.strip().splitlines()[-1]}")
+    print(f"finished {folder}", flush=True)
+
+
+def _measured(dataset: str, variant: str, seed: int, folder: Path) -> dict[str, object]:
+    measured = json.loads((folder / "results.json").read_text())
     test = measured["test"]
     row: dict[str, object] = {"set": dataset, "variant": variant, "seed": seed, "fused": test["fused"]["accuracy"]}
     row |= {name: test[name]["accuracy"] for name in ("image", "table")}
     row |= {f"{split}_{name}": measured["fusions"][name][split] for name in FUSIONS for split in ("val", "test")}
     row |= {f"conflict_{turn['modality']}": turn["conflict"] for turn in measured.get("conflict") or []}
-    return row | {"best_epoch": measured["best_epoch"]}
+    return row
 
 
 def _summarise(table: pd.DataFrame) -> None:
     figures = ["fused", *(f"test_{name}" for name in FUSIONS), "image", "table"]
     figures += [name for name in table if name.startswith("conflict_")]
     by_variant = table.groupby("variant", sort=False)[figures]
-    print(f"\n{table['set'][0]}: mean over seeds\n{by_variant.mean().round(4).to_string()}")
+    means = by_variant.mean().round(4).assign(seeds=by_variant.size())
+    print(f"\n{table['set'][0]}: mean over seeds\n{means.to_string()}")
     print(f"\nstandard deviation\n{by_variant.std().round(4).to_string()}")
     if "gaal" not in set(table["variant"]):
         return
@@ -104,6 +115,8 @@ def _summarise(table: pd.DataFrame) -> None:
         other = other.set_index("seed")
         for figure in ("fused", "test_product", "test_calibrated", "image", "table"):
             pairs = pd.concat([gaal[figure], other[figure]], axis=1, join="inner").to_numpy()
+            if len(pairs) < 2:
+                continue
             test = ttest_rel(pairs[:, 0], pairs[:, 1])
             print(f"{variant:<16}{figure:<17}{(pairs[:, 0] - pairs[:, 1]).mean():+.4f}  p = {test.pvalue:.3f}")
 
