@@ -96,7 +96,8 @@ def test_a_turn_leaves_the_idle_encoder_and_its_optimizer_state_bit_identical(gu
 @pytest.mark.parametrize("align", ["gradient", "update"])
 @pytest.mark.parametrize("guidance", ["fresh", "cached"])
 def test_alternating_is_a_plain_loop_of_turns(guidance, align):
-    method = build("alternating", guidance=guidance, align=align, weight_decay=0.1)
+    settings = {"optimizer": "adam", "learning_rate": 1e-3, "weight_decay": 0.1}
+    method = build("alternating", guidance=guidance, align=align, **settings)
     plain = copy.deepcopy(method)
     fit(method)
 
