@@ -1,0 +1,29 @@
+"""What the two methods of one modality share: an encoder and a linear classifier."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import nn
+
+from ..data.module import Batch, TabularImageData
+from ..options import Options
+from .base import Logits, Method
+
+
+class Unimodal(Method):
+    """Cross-entropy on a linear classifier of the features of `modalities`, which has one name."""
+
+    def __init__(self, data: TabularImageData, options: Options) -> None:
+        super().__init__(data, options)
+        (self.modality,) = self.modalities
+        self.head = nn.Linear(self.width, self.classes)
+
+    def forward(self, batch: Batch) -> Logits:
+        """Logits (B, C) under the modality's name."""
+        return {self.modality: self.head(self.encoders[self.modality](batch[self.modality]))}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One step on the cross-entropy."""
+        loss = F.cross_entropy(self(batch)[self.modality], batch["target"])
+        self.descend(loss)
+        self.log_losses({self.modality: loss}, batch)
