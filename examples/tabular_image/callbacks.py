@@ -26,7 +26,7 @@ def callbacks(folder: Path, seed: int, patience: int | None) -> list[Callback]:
         EpochSeed(seed),
         EpochTable(folder / "metrics.csv"),
         *stopping,
-        MovableCheckpoint(filename=BEST, monitor="val_accuracy", mode="max", **saving),
+        MovableCheckpoint(filename=BEST, monitor="val_selection", mode="max", **saving),
         MovableCheckpoint(filename=LAST, **saving),  # after the best one, whose state it keeps
     ]
 
@@ -62,7 +62,7 @@ class EpochTable(Callback):
             {
                 "epoch": trainer.current_epoch,
                 **metrics,
-                "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+                "learning_rate": trainer.optimizers[pl_module.stage_index].param_groups[0]["lr"],
                 "seconds": round(time.perf_counter() - self._started, 3),
             }
         )
@@ -83,7 +83,17 @@ class EpochTable(Callback):
 
 
 class ResumableEarlyStopping(EarlyStopping):
-    """Early stopping that has not forgotten, after a resume, that it had already stopped the run."""
+    """Early stopping in the last stage that has not forgotten, after a resume, that it had already stopped the run."""
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Check where the epoch may be tested."""
+        if pl_module.selecting:
+            super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Check where the epoch may be tested."""
+        if pl_module.selecting:
+            super().on_train_epoch_end(trainer, pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop again before the first epoch."""

@@ -1,10 +1,10 @@
-"""Every option of a run, in one flat, typed place: the command line, `--help` and `config.yaml` are made from it."""
+"""The options that all runs have; the command line, `--help` and `config.yaml` are made from them and the methods'."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, OpenUnitInterval, PositiveFloat, PositiveInt
 from jsonargparse.typing import restricted_number_type as number
@@ -13,15 +13,18 @@ Finite = number("Finite", float, [(">", -float("inf")), ("<", float("inf"))])
 Fraction = number("Fraction", float, [(">", 0), ("<=", 1)])
 BatchSize = number("BatchSize", int, (">=", 2))  # batch normalisation has no statistics of one row
 
+# How a run is carried out, which may change when it is resumed; what it computes may not.
+_CARRYING_OUT = ("data_root", "accelerator", "workers", "threads", "out", "resume", "settings")
+
 
 @dataclass(frozen=True)
 class Options:
     """Options of a run."""
 
-    dataset: Literal["digits", "leaves100", "houses", "fashion", "csv"] = "digits"
+    dataset: str = "digits"
     """Data set; digits needs no files."""
     data_root: str = "data"
-    """Folder with one folder a data set: leaves100/, houses/, fashion/."""
+    """Folder with one folder a data set, such as leaves100/."""
     table: Literal["texture", "margin", "shape"] | None = None
     """leaves100: which description of the leaves is the table; default texture."""
     path: str | None = None
@@ -51,8 +54,8 @@ class Options:
     augment: bool = False
     """Flip, rotate, scale and shift the training images at random."""
 
-    method: Literal["image", "table", "concatenation", "alternating", "gaal"] = "gaal"
-    """What to train; alternating is GAAL without surgery."""
+    method: str = "gaal"
+    """What to train; the groups below list the methods that have options of their own."""
     image_encoder: Literal["small", "resnet18", "resnet50"] = "small"
     """Image encoder; the table encoder is an MLP of the same width."""
     pretrained: bool = False
@@ -60,23 +63,6 @@ class Options:
     fusion: Literal["mean", "product", "calibrated"] = "mean"
     """How the two predictions become one: the mean of the logits, the product of experts (which knows the class
     frequencies), or weights fitted on the validation split."""
-
-    rule: Literal["halfspace", "dualfloor", "orthogonal"] = "halfspace"
-    """gaal: rule of surgery; halfspace is the paper's, dualfloor that of its released code."""
-    margin: Finite = 0.0
-    """gaal: margin of halfspace, the least inner product with the guide."""
-    relative: bool = False
-    """gaal: the margin is a cosine."""
-    image_fraction: Fraction = 0.5
-    """gaal: share of uncertain images that guides the table's turn."""
-    table_fraction: Fraction = 0.5
-    """gaal: share of uncertain table rows that guides the image's turn."""
-    align: Literal["gradient", "update"] = "gradient"
-    """gaal: align the gradient before the optimizer's step, or the update that it makes."""
-    guidance: Literal["fresh", "cached"] = "fresh"
-    """gaal: compute the guide's features anew for each turn, or keep those of its own last turn (cheaper)."""
-    max_norm: PositiveFloat | None = None
-    """gaal: clip the gradient of each guiding sample to this norm."""
 
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
     """Optimizer."""
@@ -91,7 +77,8 @@ class Options:
     step_size: PositiveInt = 10
     """Epochs between the steps of schedule step."""
     epochs: PositiveInt = 40
-    """Most epochs; the one with the best validation accuracy is tested."""
+    """Most epochs; the one with the best validation accuracy is tested. Methods that train in stages have more, see
+    their options."""
     patience: PositiveInt | None = None
     """Stop after so many epochs without a better validation accuracy; default never."""
     batch_size: BatchSize = 64
@@ -114,6 +101,16 @@ class Options:
     """Run folder; default runs/DATASET-METHOD-seedSEED."""
     resume: bool = False
     """Continue an interrupted run in its folder; its options are read from there."""
+
+    settings: Any = None
+    """The method's own options; None takes their defaults."""
+
+    def configuration(self) -> dict[str, Any]:
+        """Everything that decides what the run computes, by the option's name; not how it is carried out."""
+        common = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _CARRYING_OUT}
+        return common | {
+            f"{self.method}.{name}": value for name, value in (vars(self.settings) if self.settings else {}).items()
+        }
 
     @property
     def folder(self) -> Path:

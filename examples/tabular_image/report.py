@@ -38,7 +38,7 @@ def report(
         options: of the run.
         data: class names and ids.
         method: with the weights of the best epoch.
-        outputs: collated outputs of `Method.predict_step` for "val" and "test".
+        outputs: collated outputs of `Method.predict_step` for "val", "test" and "without_table".
         epochs: one row an epoch, as in `metrics.csv`.
     """
     logits, target, rows = (outputs["test"][name] for name in ("logits", "target", "row"))
@@ -55,6 +55,10 @@ def report(
         "val_accuracy": best["val_accuracy"],
         "seconds": round(epochs["seconds"].sum(), 1),
         "test": {name: measure(values, target) for name, values in predictions.items()},
+        "without_table": {
+            name: measure(values, target)
+            for name, values in method.predictions(outputs["without_table"]["logits"]).items()
+        },
         "fusion": options.fusion if "fused" in predictions and "fused" not in logits else None,
         "fusions": _compare_fusions(method, outputs),
         "conflict": monitor.summary() if monitor else None,
@@ -68,6 +72,8 @@ def report(
     _save(_confusion(next(iter(predictions.values())), target, data.classes), folder / "confusion.png")
     if monitor:
         _save(_conflict(monitor), folder / "conflict.png")
+        with replacing(folder / "conflict.csv") as temporary:
+            pd.DataFrame(monitor.history()).to_csv(temporary, index=False)
 
     print(f"\nTest after epoch {results['best_epoch']}, the best of {results['epochs']} ({results['seconds']:.0f} s)")
     print(pd.DataFrame(results["test"]).T.to_string(float_format="{:.4f}".format))
@@ -75,13 +81,13 @@ def report(
 
 
 def _best(epochs: pd.DataFrame) -> pd.Series[float]:
-    """The row of the epoch whose weights were kept: the first with the highest validation accuracy."""
-    return epochs.iloc[int(epochs["val_accuracy"].to_numpy().argmax())]
+    """The row of the epoch whose weights were kept."""
+    return epochs.loc[epochs["val_selection"].idxmax()]
 
 
 def _compare_fusions(method: Method, outputs: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Accuracy of each fusion by split."""
-    fused = {split: method.fusions(output["logits"]) for split, output in outputs.items()}
+    fused = {split: method.fusions(outputs[split]["logits"]) for split in ("val", "test")}
     return {
         name: {split: measure(fused[split][name], outputs[split]["target"])["accuracy"] for split in fused}
         for name in fused["test"]

@@ -8,6 +8,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # or `data` and `models` here would shadow other modules
 
+import difflib
 import logging
 import warnings
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from tabular_image.callbacks import BEST, LAST, EpochTable, callbacks
-from tabular_image.data import TabularImageData, load
+from tabular_image.data import DATASETS, TabularImageData, load
 from tabular_image.errors import InputError
 from tabular_image.files import replacing
 from tabular_image.methods import METHODS, Method
@@ -28,8 +29,6 @@ from tabular_image.methods.base import collate
 from tabular_image.options import Options
 from tabular_image.report import report
 
-# How a run is carried out, which may change when it is resumed; what it computes may not.
-_MACHINE_OPTIONS = ("data_root", "accelerator", "workers", "threads", "out", "resume")
 _CSV_OPTIONS = ("path", "image_column", "target_column", "numeric", "categorical", "split_column", "group_column")
 
 
@@ -53,12 +52,12 @@ def parse(arguments: Sequence[str]) -> Options:
         return options
     resumed = _options(parser.parse_args(["--config", str(stored), *arguments]))
     before = _options(parser.parse_args(["--config", str(stored)]))
-    for field in fields(Options):
-        old, new = getattr(before, field.name), getattr(resumed, field.name)
-        if old != new and field.name not in _MACHINE_OPTIONS:
+    old, new = before.configuration(), resumed.configuration()
+    for name in old.keys() | new.keys():
+        if old.get(name) != new.get(name):
             raise InputError(
-                f"the run in {options.folder} was started with --{field.name} {old} and cannot be resumed with {new}; "
-                "leave the option out, or choose another --out"
+                f"the run in {options.folder} was started with --{name} {old.get(name)} and cannot be resumed with "
+                f"{new.get(name)}; leave the option out, or choose another --out"
             )
     return resumed
 
@@ -76,7 +75,7 @@ def run(options: Options) -> None:
 
     data = build_data(options)
     method = METHODS[options.method](data, options)
-    trainer = build_trainer(options)
+    trainer = build_trainer(options, method.total_epochs)
     folder.mkdir(parents=True, exist_ok=True)
     _save_config(options, folder / "config.yaml")
 
@@ -110,7 +109,7 @@ def build_data(options: Options) -> TabularImageData:
     return data
 
 
-def build_trainer(options: Options) -> L.Trainer:
+def build_trainer(options: Options, epochs: int) -> L.Trainer:
     """Lightning's Trainer on one device."""
     accelerator = options.accelerator
     if accelerator == "auto":  # Lightning's auto takes Apple's GPU too, which lacks the double precision of a fit
@@ -120,7 +119,7 @@ def build_trainer(options: Options) -> L.Trainer:
             accelerator=accelerator,
             devices=1,
             precision=options.precision,
-            max_epochs=options.epochs,
+            max_epochs=epochs,
             callbacks=callbacks(options.folder, options.seed, options.patience),
             logger=False,
             default_root_dir=options.folder,
@@ -132,10 +131,14 @@ def build_trainer(options: Options) -> L.Trainer:
 
 
 def test(trainer: L.Trainer, method: Method, data: TabularImageData, best: Path) -> dict[str, dict[str, Any]]:
-    """Outputs of the best epoch on the validation and test rows."""
+    """Outputs of the best epoch on the validation and test rows, and on test rows whose tables are absent (zeros)."""
     # The weights alone: the Trainer would set table and monitor back to that epoch too.
     method.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
-    loaders = {"val": data.val_dataloader(), "test": data.test_dataloader()}
+    loaders = {
+        "val": data.val_dataloader(),
+        "test": data.test_dataloader(),
+        "without_table": data.test_dataloader(table=False),
+    }
     return {split: collate(trainer.predict(method, loader)) for split, loader in loaders.items()}
 
 
@@ -145,14 +148,25 @@ def _parser() -> ArgumentParser:
         prog="train.py",
         usage="train.py [--config FILE] [--OPTION VALUE ...]",
         description="Train and test an image-and-table classifier. Without options: GAAL on handwritten digits.",
+        epilog=f"Data sets: {', '.join(DATASETS)}. Methods: {', '.join(METHODS)}.",
     )
     parser.add_argument("--config", action="config", help="YAML file of options, such as the config.yaml of a run.")
-    parser.add_class_arguments(Options)
+    parser.add_class_arguments(Options, skip={"settings"})
+    for name, method in METHODS.items():
+        if fields(method.Settings):
+            parser.add_class_arguments(method.Settings, name)
     return parser
 
 
 def _options(namespace: Namespace) -> Options:
-    return Options(**{field.name: _builtin(namespace[field.name]) for field in fields(Options)})
+    name = namespace.method
+    if name not in METHODS:
+        close = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f"did you mean {close[0]!r}? All: " if close else "choose one of "
+        raise InputError(f"there is no method {name!r}; {hint}{', '.join(METHODS)}")
+    settings = {option: _builtin(value) for option, value in vars(namespace.get(name, Namespace())).items()}
+    common = {field.name: _builtin(namespace[field.name]) for field in fields(Options) if field.name != "settings"}
+    return Options(**common, settings=METHODS[name].Settings(**settings))
 
 
 def _builtin(value: Any) -> Any:
@@ -162,8 +176,10 @@ def _builtin(value: Any) -> Any:
 
 
 def _save_config(options: Options, path: Path) -> None:
-    stored = Namespace(**vars(options))
+    stored = Namespace({name: value for name, value in vars(options).items() if name != "settings"})
     stored.resume = False
+    if vars(options.settings):
+        stored[options.method] = Namespace(vars(options.settings))
     with replacing(path) as temporary:
         temporary.write_text(_parser().dump(stored))
 

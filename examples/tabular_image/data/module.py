@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torchvision.transforms.functional import pil_to_tensor
 
 from ..errors import InputError
-from .images import broken_images, image_transform, missing_images, square_image
+from .images import broken_images, in_memory, missing_images, normalise, random_affine, square_image
 from .samples import Samples
 from .splits import split_rows
 from .tables import encode_table
@@ -29,23 +29,28 @@ class TabularImageData(L.LightningDataModule):
     `"row"` long (B,), the position in `samples.ids`.
 
     The order of the training rows and their augmentation depend on seed, epoch and row alone: neither the number of
-    workers nor an interruption changes them.
+    workers nor an interruption changes them. Images are read from their files when they are needed, or all at the start
+    where their pixels take no more than `cache` bytes.
 
     Args:
         samples: The data set.
         batch_size: Rows a batch, on each device.
         image_size: S; by default the size that suits the data set.
-        augment: Flip, rotate, scale and shift the training images at random.
+        augment: Rotate, scale and shift the training images at random; colour images are also mirrored. Grey ones are
+            not, because a scan or a silhouette may be another class in the mirror.
         validation: Share of all rows for validation, unless the data set fixes its splits.
         test: Share of all rows for the test, unless the data set fixes its splits.
         seed: Of the splits, the order of the training rows and the augmentation.
         workers: Processes that read images; 0 reads in the main process.
         skip_corrupt: Drop rows whose image is missing or unreadable, and list them in `skipped`.
+        cache: Most bytes of pixels to keep in memory.
 
     Attributes:
         samples: The data set, without skipped rows.
         classes: Class names in the order of the target; ranges where the target was cut at quantiles.
         table_width: D.
+        table_columns: Where each raw column stands in the encoded table.
+        train_table: Float (N, D), the encoded training rows.
         channels: 1 for grey images, else 3.
         class_counts: Long tensor (C,), training rows of each class.
         split_sizes: Rows of "train", "val" and "test".
@@ -68,52 +73,62 @@ class TabularImageData(L.LightningDataModule):
         seed: int = 0,
         workers: int = 2,
         skip_corrupt: bool = False,
+        cache: int = 2**30,
     ) -> None:
         super().__init__()
         if len(samples) == 0:
             raise InputError(f"{samples.name}: there are no rows; check the file that lists them")
         samples, self.skipped = _with_readable_images(samples, workers, skip_corrupt)
-        self.samples = samples
         self.batch_size = batch_size
         self.image_size = image_size or samples.image_size
+        self.channels = 1 if samples.grey else 3
+        if len(samples) * self.channels * self.image_size**2 <= cache:
+            samples = in_memory(samples, self.image_size, workers)
+            workers = 0  # nothing is left for them to do
+        self.samples = samples
         self.augment = augment
         self.seed = seed
         self.workers = workers
-        self.channels = 1 if samples.grey else 3
         self.splits = split_rows(samples, validation=validation, test=test, seed=seed)
         self.split_sizes = {name: len(rows) for name, rows in self.splits.items()}
-        self._table = torch.from_numpy(encode_table(samples, self.splits["train"]))
+        table, self.table_columns = encode_table(samples, self.splits["train"])
+        self._table = torch.from_numpy(table)
         self.table_width = self._table.shape[1]
+        self.train_table = self._table[self.splits["train"]]
         self.classes, self._target = _encode_target(samples, self.splits["train"])
         self.class_counts = self._target[self.splits["train"]].bincount(minlength=len(self.classes))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled; the last batch is dropped unless it is the only one."""
-        dataset = self._dataset("train", self.augment)
+        dataset = self._dataset("train")
         ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         sampler = EpochSampler(dataset, num_replicas=ranks, rank=rank, seed=self.seed)
+        sampler.augment = self.augment
         return self._loader(dataset, sampler=sampler, drop_last=len(sampler) >= self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """In order, never augmented."""
         return self._loader(self._dataset("val"))
 
-    def test_dataloader(self) -> DataLoader[Batch]:
-        """In order, never augmented."""
-        return self._loader(self._dataset("test"))
+    def test_dataloader(self, *, table: bool = True) -> DataLoader[Batch]:
+        """In order, never augmented; `table=False` gives tables of zeros, as when they are absent."""
+        dataset = self._dataset("test")
+        if not table:
+            dataset.table = torch.zeros_like(dataset.table)
+        return self._loader(dataset)
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """The test rows."""
         return self.test_dataloader()
 
-    def _dataset(self, split: str, augment: bool = False) -> RowDataset:
-        transform = image_transform(self.samples.grey, augment)
-        return RowDataset(self.samples, self._table, self._target, self.splits[split], self.image_size, transform)
+    def _dataset(self, split: str) -> RowDataset:
+        return RowDataset(self.samples, self._table, self._target, self.splits[split], self.image_size)
 
     def _loader(self, dataset: RowDataset, **options: Any) -> DataLoader[Batch]:
         return LazyLoader(
             dataset,
             self.batch_size,
+            collate_fn=_as_it_is,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -123,51 +138,53 @@ class TabularImageData(L.LightningDataModule):
 
 
 class RowDataset(Dataset[Batch]):
-    """Some rows of a data set; images are read on access.
+    """Some rows of a data set, a batch at a time; images in files are read on access.
 
-    An index is a position, or (position, seed): the seed fixes the row's augmentation.
+    An index is a position, or (position, draws): the draws move the row's image, see `random_affine`.
     """
 
-    def __init__(
-        self,
-        samples: Samples,
-        table: Tensor,
-        target: Tensor,
-        rows: np.ndarray,
-        image_size: int,
-        transform: Callable[[Image.Image], Tensor],
-    ) -> None:
+    def __init__(self, samples: Samples, table: Tensor, target: Tensor, rows: np.ndarray, image_size: int) -> None:
         self.samples = samples
         self.table = table
         self.target = target
         self.rows = rows
         self.image_size = image_size
-        self.transform = transform
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int | tuple[int, int]) -> Batch:
-        position, seed = index if isinstance(index, tuple) else (index, None)
-        row = int(self.rows[position])
-        square = square_image(self.samples, row, self.image_size)
-        if seed is None:
-            image = self.transform(square)
-        else:
-            with torch.random.fork_rng(devices=[]):  # in the main process the model draws from the same generator
-                torch.default_generator.manual_seed(seed)
-                image = self.transform(square)
-        return {"image": image, "table": self.table[row], "target": self.target[row], "row": torch.tensor(row)}
+    def __getitems__(self, indices: Sequence[int | tuple[int, Tensor]]) -> Batch:
+        draws = [index[1] for index in indices if isinstance(index, tuple)]
+        rows = self.rows[[index[0] if isinstance(index, tuple) else index for index in indices]]
+        grey = self.samples.grey
+        squares = [square_image(self.samples, int(row), self.image_size) for row in rows]
+        images = torch.stack([pil_to_tensor(square) for square in squares]).float() / 255
+        if draws:
+            images = random_affine(images, torch.stack(draws), mirror=not grey)
+        return {
+            "image": normalise(images, grey),
+            "table": self.table[rows],
+            "target": self.target[rows],
+            "row": torch.from_numpy(rows),
+        }
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
 
 
 class EpochSampler(DistributedSampler[Batch]):
-    """Shuffles by (seed, epoch) and gives each row a seed of its own, by (seed, epoch, row)."""
+    """Shuffles by (seed, epoch), and gives each row the draws of its augmentation, by (seed, epoch, row)."""
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        seeds = torch.randint(2**62, (len(self.dataset),), generator=generator)  # type: ignore[arg-type]
+    augment = False
+
+    def __iter__(self) -> Iterator[int | tuple[int, Tensor]]:  # type: ignore[override]
         positions: Iterator[int] = super().__iter__()  # type: ignore[assignment]
-        return ((position, int(seeds[position])) for position in positions)
+        if not self.augment:
+            return positions
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        draws = torch.rand(len(self.dataset), 5, generator=generator)  # type: ignore[arg-type]
+        return ((position, draws[position]) for position in positions)
 
 
 class LazyLoader(DataLoader[Batch]):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 from sklearn.compose import ColumnTransformer
@@ -13,7 +15,24 @@ from ..errors import InputError
 from .samples import Samples
 
 
-def encode_table(samples: Samples, train: np.ndarray) -> np.ndarray:
+@dataclass(frozen=True)
+class TableColumn:
+    """Where a raw column stands in the encoded table.
+
+    Attributes:
+        name: As in the raw table.
+        start: First encoded column.
+        stop: One past the last: one column for a number, one a category for a categorical column.
+        categorical: Whether it is one-hot encoded.
+    """
+
+    name: str
+    start: int
+    stop: int
+    categorical: bool
+
+
+def encode_table(samples: Samples, train: np.ndarray) -> tuple[np.ndarray, list[TableColumn]]:
     """Imputes and standardises the numeric columns, one-hot encodes the categorical ones.
 
     Args:
@@ -21,7 +40,8 @@ def encode_table(samples: Samples, train: np.ndarray) -> np.ndarray:
         train: Positions of the training rows; medians, means, deviations and categories come from these alone.
 
     Returns:
-        Float32 array (N, D), finite everywhere. A category that no training row has is a row of zeros in its block.
+        Float32 array (N, D), finite everywhere, and what its columns are: numbers first. A category that no training
+        row has is a row of zeros in its block.
 
     Raises:
         InputError: There is no column, or a numeric column holds text.
@@ -52,7 +72,17 @@ def encode_table(samples: Samples, train: np.ndarray) -> np.ndarray:
         ]
     )
     encoder.fit(frame.iloc[train])
-    return np.asarray(encoder.transform(frame), dtype=np.float32)
+    one_hot = encoder.named_transformers_["categorical"]
+    categories = one_hot[-1].categories_ if samples.categorical else []
+    widths = [1] * len(samples.numeric) + [len(values) for values in categories]
+    stops = np.cumsum(widths).tolist()
+    columns = [
+        TableColumn(name, stop - width, stop, categorical=position >= len(samples.numeric))
+        for position, (name, width, stop) in enumerate(
+            zip([*samples.numeric, *samples.categorical], widths, stops, strict=True)
+        )
+    ]
+    return np.asarray(encoder.transform(frame), dtype=np.float32), columns
 
 
 def _numbers(samples: Samples, column: str) -> pd.Series:

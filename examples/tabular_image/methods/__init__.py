@@ -6,6 +6,7 @@ from .alternating import Alternating
 from .base import Method
 from .concatenation import Concatenation
 from .gaal import GAAL
+from .gaal_star import GAALStar
 from .image_only import ImageOnly
 from .table_only import TableOnly
 
@@ -15,6 +16,7 @@ METHODS: dict[str, type[Method]] = {
     "concatenation": Concatenation,
     "alternating": Alternating,
     "gaal": GAAL,
+    "gaal_star": GAALStar,
 }
 
 __all__ = ["METHODS", "Method"]

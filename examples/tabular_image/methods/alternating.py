@@ -1,13 +1,119 @@
-"""Alternation without surgery: GAAL whose rule never intervenes, so that its conflicts are measured all the same."""
+"""Alternation without surgery: its guides are observed and never followed, so that its conflicts are measured."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from jsonargparse.typing import PositiveFloat
+from torch import Tensor, nn
+from torch.func import functional_call
 
-from .gaal import GAAL
+from gaal_surgery import ConflictMonitor, GradientAlignedAlternator, entropy
+
+from ..data.module import Batch, TabularImageData
+from ..options import Fraction, Options
+from .base import Logits, Method
+
+
+@dataclass(frozen=True)
+class AlternatingSettings:
+    """Turns and guides."""
+
+    image_fraction: Fraction = 0.5
+    """Share of uncertain images that guides the table's turn."""
+    table_fraction: Fraction = 0.5
+    """Share of uncertain table rows that guides the image's turn."""
+    uncertainty: Literal["entropy", "random"] = "entropy"
+    """Which samples guide: those of the highest entropy, or any."""
+    align: Literal["gradient", "update"] = "gradient"
+    """Look at the gradient before the optimizer's step, or at the update that it makes."""
+    guidance: Literal["fresh", "cached"] = "fresh"
+    """Compute the guide's features anew for each turn, or keep those of its own last turn (cheaper)."""
+    max_norm: PositiveFloat | None = None
+    """Clip the gradient of each guiding sample to this norm."""
+    idle_moves: bool = False
+    """Step the idle encoder too, on a gradient of zeros, as the released code does under torch 1: momentum and weight
+    decay then move it."""
+
+
+class Alternating(Method):
+    """Each modality in turn steps its encoder and the shared linear head on its own cross-entropy: image, then table.
+
+    Row "alternation only" of the paper's Table II. Reports image, table, and their fusion by `--fusion`.
+
+    Attributes:
+        monitor: cosines between the modalities' gradients on the head, and what surgery did about them.
+    """
+
+    Settings = AlternatingSettings
+
+    def __init__(self, data: TabularImageData, options: Options) -> None:
+        super().__init__(data, options)
+        self.head = nn.Linear(self.width, self.classes)
+        self.monitor = ConflictMonitor()
+
+    def forward(self, batch: Batch) -> Logits:
+        """Logits (B, C) under "image" and "table"."""
+        return {modality: self.head(encoder(batch[modality])) for modality, encoder in self.encoders.items()}
+
+    def rule(self) -> Callable[[Tensor], Tensor]:
+        """The rule that keeps every gradient."""
+        return keep_gradient
+
+    def build_optimizer(self, modules: Iterable[nn.Module]) -> torch.optim.Optimizer:
+        """The optimizer of all parameters, wrapped for alternation and surgery."""
+        settings = self.settings
+        return GradientAlignedAlternator(
+            super().build_optimizer(modules),
+            self.head,
+            fraction={"image": settings.image_fraction, "table": settings.table_fraction},
+            uncertainty=entropy if settings.uncertainty == "entropy" else random_scores,
+            rule=self.rule(),
+            align=settings.align,
+            max_norm=settings.max_norm,
+        )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """A round: each modality's turn on its own loss."""
+        optimizer, target = self.optimizer, batch["target"]
+        losses = {}
+        for turn in optimizer.turns(*self.modalities):
+            features = self.encoders[turn.modality](batch[turn.modality])
+            losses[turn.modality] = loss = F.cross_entropy(self.head(features), target)
+            self.manual_backward(loss)
+            if self.settings.guidance == "fresh":
+                for guide in turn.guides:
+                    optimizer.guide(guide, self.idle_features(guide, batch), target)
+            if self.settings.idle_moves:
+                for parameter in self.encoders.parameters():
+                    parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            optimizer.step()
+            optimizer.zero_grad()
+            if self.settings.guidance == "cached":
+                optimizer.guide(turn.modality, features.detach(), target)
+            self.monitor.update(optimizer.stats)
+        self.log_losses(losses, batch)
+
+    @torch.no_grad()
+    def idle_features(self, modality: str, batch: Batch) -> Tensor:
+        """Features (B, width) as in training, from an encoder that must not change outside its own turn."""
+        encoder = self.encoders[modality]
+        # Batch normalisation updates its running statistics in place: let it update copies.
+        buffers = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
+        features: Tensor = functional_call(encoder, buffers, (batch[modality],))
+        return features
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the monitor's history."""
+        checkpoint["monitor"] = self.monitor.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continue the monitor's history."""
+        self.monitor.load_state_dict(checkpoint["monitor"])
 
 
 def keep_gradient(gramian: Tensor) -> Tensor:
@@ -15,9 +121,6 @@ def keep_gradient(gramian: Tensor) -> Tensor:
     return torch.eye(len(gramian), dtype=gramian.dtype, device=gramian.device)[0]
 
 
-class Alternating(GAAL):
-    """Each modality in turn steps its encoder and the shared head; guides are observed, never followed."""
-
-    def rule(self) -> Callable[[Tensor], Tensor]:
-        """The rule that keeps every gradient."""
-        return keep_gradient
+def random_scores(logits: Tensor) -> Tensor:
+    """A random score (B,) for each row of logits (B, C)."""
+    return torch.rand(len(logits), device=logits.device)

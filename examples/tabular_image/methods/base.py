@@ -1,8 +1,11 @@
-"""What all methods share: encoders, optimizer and schedule, fusion, and validation."""
+"""What all methods share: encoders, stages, optimizer and schedule, fusion, and validation."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import lightning as L
@@ -21,22 +24,46 @@ from ..options import Options
 Logits = dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Stage:
+    """Some epochs of a training, with an optimizer and a schedule of their own.
+
+    Attributes:
+        name: what the method calls it.
+        epochs: its length.
+        trained: what learns in it; all other modules are frozen, in eval mode.
+    """
+
+    name: str
+    epochs: int
+    trained: Sequence[nn.Module]
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """A method without options of its own."""
+
+
 class Method(L.LightningModule):
     """Base of all methods; a method is its heads, `forward` and `training_step`.
 
     Optimization is manual, as methods differ in who steps when. The encoders of one seed start alike in every method.
+    A method may train in several stages, one after the other in one run; only epochs of the last one are tested.
 
     Args:
         data: its `channels`, `table_width` and `class_counts` shape the networks.
-        options: encoder, optimizer, schedule, fusion, and what the method itself reads.
+        options: encoder, optimizer, schedule, fusion, and the method's own `settings`.
 
     Attributes:
+        Settings: the dataclass of the method's own options; `--NAME.OPTION` on the command line.
+        settings: its instance.
         modalities: those that the method trains and predicts from.
         encoders: an encoder by modality, each to (B, width).
         width: features of each encoder.
         classes: number of classes C.
     """
 
+    Settings: ClassVar[type[Any]] = NoSettings
     modalities: ClassVar[tuple[str, ...]] = ("image", "table")
     log_prior: Tensor
 
@@ -44,6 +71,7 @@ class Method(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.options = options
+        self.settings = self.Settings() if options.settings is None else options.settings
         self.classes = len(data.class_counts)
         image = image_encoder(options.image_encoder, data.channels, options.pretrained and "image" in self.modalities)
         encoders = {"image": image, "table": TableMLP(data.table_width, image.width)}
@@ -64,9 +92,17 @@ class Method(L.LightningModule):
         """Losses and optimizer steps of one batch."""
         raise NotImplementedError
 
-    def build_optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer of all trainable parameters."""
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+    def stages(self) -> list[Stage]:
+        """The stages in order; by default one, in which everything learns."""
+        return [Stage("training", self.options.epochs, self.trainable())]
+
+    def begin_stage(self) -> None:
+        """Called before the first batch of each stage; what it computes must be kept in buffers, for a resume."""
+
+    def build_optimizer(self, modules: Iterable[nn.Module]) -> torch.optim.Optimizer:
+        """The optimizer of the parameters of a stage's modules."""
+        # A module may be shared: each parameter once.
+        parameters = list({parameter: None for module in modules for parameter in module.parameters()})
         options = self.options
         settings = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
         match options.optimizer:
@@ -79,9 +115,44 @@ class Method(L.LightningModule):
 
     # For a method to use.
 
+    def trainable(self) -> list[nn.Module]:
+        """All modules that the method may train."""
+        return [module for module in self.children() if module is not self.calibrated]
+
+    @property
+    def stage(self) -> Stage:
+        """The stage of the Trainer's epoch."""
+        return self.stages()[self.stage_index]
+
+    @property
+    def stage_index(self) -> int:
+        """Its number, from 0."""
+        return sum(self.trainer.current_epoch >= end for end in self._ends()[:-1])
+
+    @property
+    def stage_epoch(self) -> int:
+        """The epoch within the stage, from 0."""
+        return self.trainer.current_epoch - (0, *self._ends())[self.stage_index]
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of all stages."""
+        return self._ends()[-1]
+
+    @property
+    def selecting(self) -> bool:
+        """Whether an epoch now may be the one that is tested."""
+        return self.stage_index == len(self.stages()) - 1
+
+    @property
+    def optimizer(self) -> Any:
+        """The optimizer of the stage."""
+        optimizers = self.optimizers()
+        return optimizers[self.stage_index] if isinstance(optimizers, list) else optimizers
+
     def descend(self, loss: Tensor) -> None:
         """One plain optimizer step on a loss."""
-        optimizer = self.optimizers()
+        optimizer = self.optimizer
         optimizer.zero_grad()
         self.manual_backward(loss)
         optimizer.step()
@@ -122,10 +193,17 @@ class Method(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep the batch's predictions for the end of the epoch."""
-        self._validation.append(self.predict_step(batch, batch_idx))
+        if self.selecting:
+            self._validation.append(self.predict_step(batch, batch_idx))
 
     def on_validation_epoch_end(self) -> None:
-        """Fit the calibrated fusion; log loss and accuracy of the selecting prediction, and each accuracy."""
+        """Fit the calibrated fusion; log loss and accuracy of the selecting prediction, and each accuracy.
+
+        `val_selection` is what the tested epoch has most of: rows that are right and, between equals, the lower loss.
+        """
+        if not self.selecting:
+            self.log_dict(dict.fromkeys(("val_loss", "val_accuracy", "val_selection"), math.nan))
+            return
         outputs = collate(self._validation)
         self._validation.clear()
         logits, target = outputs["logits"], outputs["target"]
@@ -134,8 +212,10 @@ class Method(L.LightningModule):
             self.calibrated.fit(unimodal, target)
         predictions = self.predictions(logits)
         main = next(iter(predictions.values()))
-        self.log("val_loss", F.cross_entropy(main, target))
-        self.log("val_accuracy", accuracy(main, target), prog_bar=True)
+        loss, right = F.cross_entropy(main, target), accuracy(main, target)
+        self.log("val_loss", loss)
+        self.log("val_accuracy", right, prog_bar=True)
+        self.log("val_selection", (right * len(target)).round() + 1 / (1 + loss))
         self.log_dict(
             {f"val_accuracy_{name}": accuracy(predictions[name], target) for name in unimodal if name in predictions}
         )
@@ -143,20 +223,35 @@ class Method(L.LightningModule):
     # Optimization, as the Trainer wants it.
 
     def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[LRScheduler]]:
-        """The optimizer and its schedule."""
-        optimizer = self.build_optimizer()
+        """An optimizer and a schedule for each stage."""
+        stages = self.stages()
+        optimizers = [self.build_optimizer(stage.trained) for stage in stages]
         match self.options.schedule:
             case "cosine":
-                return [optimizer], [CosineAnnealingLR(optimizer, self.options.epochs)]
+                epochs = [stage.epochs for stage in stages]
+                return optimizers, [CosineAnnealingLR(*pair) for pair in zip(optimizers, epochs, strict=True)]
             case "step":
-                return [optimizer], [StepLR(optimizer, self.options.step_size)]
+                return optimizers, [StepLR(optimizer, self.options.step_size) for optimizer in optimizers]
             case _:
-                return [optimizer], []
+                return optimizers, []
+
+    def on_train_epoch_start(self) -> None:
+        """Freeze what the stage does not train, and open a stage that begins."""
+        self.eval().requires_grad_(False)
+        for module in self.stage.trained:
+            module.train().requires_grad_(True)
+        if self.stage_epoch == 0:
+            self.begin_stage()
 
     def on_train_epoch_end(self) -> None:
-        """Step the schedule, which manual optimization leaves to the module."""
-        for configured in self.trainer.lr_scheduler_configs:
-            configured.scheduler.step()
+        """Step the stage's schedule, which manual optimization leaves to the module."""
+        configured = self.trainer.lr_scheduler_configs
+        if configured:
+            configured[self.stage_index].scheduler.step()
+
+    def _ends(self) -> list[int]:
+        """The epoch after each stage."""
+        return list(accumulate(stage.epochs for stage in self.stages()))
 
 
 def collate(outputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

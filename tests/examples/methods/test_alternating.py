@@ -1,0 +1,112 @@
+"""Alternation, GAAL and GAAL*: turns, guides, and what their settings change."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tabular_image.methods.gaal import GAAL
+from toy import batches, build, equal_states, fit
+
+
+class Watched(GAAL):
+    """Notes every encoder's weights, buffers and optimizer state after each step."""
+
+    def build_optimizer(self, modules):
+        self.notes = [self.note()]
+        optimizer = super().build_optimizer(modules)
+        optimizer.register_step_post_hook(lambda optimizer, *_: self.notes.append(self.note(optimizer)))
+        return optimizer
+
+    def note(self, optimizer=None):
+        notes = {}
+        for modality, encoder in self.encoders.items():
+            tensors = dict(encoder.state_dict())
+            for name, parameter in encoder.named_parameters():
+                state = optimizer.state.get(parameter, {}) if optimizer else {}
+                tensors |= {f"{name}.{key}": value for key, value in state.items() if torch.is_tensor(value)}
+            notes[modality] = copy.deepcopy(tensors)
+        return notes
+
+
+@pytest.mark.parametrize("guidance", ["fresh", "cached"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_a_turn_leaves_the_idle_encoder_and_its_optimizer_state_bit_identical(guidance, optimizer):
+    method = fit(build(Watched, settings={"guidance": guidance}, optimizer=optimizer, weight_decay=0.1))
+    assert len(method.notes) == 1 + 2 * len(batches())
+    for position, (before, after) in enumerate(zip(method.notes, method.notes[1:], strict=False)):
+        active, idle = ("image", "table") if position % 2 == 0 else ("table", "image")
+        assert equal_states(before[idle], after[idle])
+        common = before[active].keys() & after[active].keys()
+        assert not any(torch.equal(before[active][name], after[active][name]) for name in common if "weight" in name)
+
+
+@pytest.mark.parametrize("align", ["gradient", "update"])
+@pytest.mark.parametrize("guidance", ["fresh", "cached"])
+def test_alternating_is_a_plain_loop_of_turns(guidance, align):
+    settings = {"optimizer": "adam", "learning_rate": 1e-3, "weight_decay": 0.1}
+    method = build("alternating", settings={"guidance": guidance, "align": align}, **settings)
+    plain = copy.deepcopy(method)
+    fit(method)
+
+    trained = [parameter for parameter in plain.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=1e-3, weight_decay=0.1)
+    plain.train()
+    for batch in batches():
+        for modality in ("image", "table"):
+            logits = plain.head(plain.encoders[modality](batch[modality]))
+            F.cross_entropy(logits, batch["target"]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for name in ("encoders", "head"):
+        assert equal_states(getattr(method, name).state_dict(), getattr(plain, name).state_dict())
+
+
+def test_alternating_observes_and_gaal_intervenes():
+    observed = fit(build("alternating")).monitor.history()
+    steered = fit(build("gaal", settings={"rule": "orthogonal"})).monitor.history()
+    assert len(observed["step"]) == len(steered["step"]) == 2 * len(batches())
+    assert not any(observed["intervened"])
+    assert all(steered["intervened"])
+    assert observed["cosine_before"][0] == steered["cosine_before"][0] != 0
+    assert steered["cosine_after"][0] == pytest.approx(0, abs=1e-6)
+
+
+def test_fresh_guides_are_features_of_a_training_step():
+    method = build("gaal")
+    batch = batches()[0]
+    before = copy.deepcopy(method.encoders.state_dict())
+    features = method.idle_features("image", batch)
+    assert equal_states(before, method.encoders.state_dict())
+    assert not features.requires_grad
+    assert torch.equal(features, method.encoders["image"](batch["image"]))
+
+
+def test_random_guides_are_drawn_and_uncertain_ones_are_not():
+    def cosines(uncertainty, seed):
+        method = build("gaal", settings={"uncertainty": uncertainty})
+        torch.manual_seed(seed)
+        return fit(method).monitor.history()["cosine_before"]
+
+    assert cosines("random", 1) != cosines("random", 2)
+    assert cosines("entropy", 1) == cosines("entropy", 2)
+
+
+def test_the_idle_encoder_moves_only_when_asked_to():
+    encoders = [fit(build(Watched, settings={"idle_moves": moves}, optimizer="adam")).notes for moves in (False, True)]
+    for notes, moves in zip(encoders, (False, True), strict=True):
+        after_image, after_table = notes[1]["image"], notes[2]["image"]
+        weights = [name for name in after_image if name.endswith("weight")]
+        assert all(torch.equal(after_image[name], after_table[name]) != moves for name in weights)
+
+
+def test_gaal_star_trains_as_gaal_and_never_looks_at_a_table():
+    star, gaal = fit(build("gaal_star")), fit(build("gaal"))
+    for name in ("encoders", "head"):
+        assert equal_states(getattr(star, name).state_dict(), getattr(gaal, name).state_dict())
+    batch = batches()[0]
+    logits = star.eval()({"image": batch["image"]})
+    assert list(logits) == ["image"]
+    assert torch.equal(logits["image"], gaal.eval()(batch)["image"])

@@ -1,0 +1,79 @@
+"""What all registered methods have in common."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tabular_image.methods import METHODS
+from toy import CLASSES, batches, build, equal_states, fit, toy_data
+
+from gaal_surgery import fuse_logits
+
+IMAGE_ALONE_AT_TEST_TIME = ("image", "gaal_star")
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def trained(request):
+    """A method after all its stages."""
+    return fit(build(request.param, epochs=2)).eval()
+
+
+def test_all_stages_train_and_all_predictions_are_finite(trained):
+    predictions = trained.predictions(trained(batches()[0]))
+    assert set(predictions) <= {"fused", "image", "table"}
+    for logits in predictions.values():
+        assert logits.shape == (16, CLASSES)
+        assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", IMAGE_ALONE_AT_TEST_TIME)
+def test_methods_that_miss_the_table_never_look_at_it(name):
+    method = fit(build(name, epochs=2)).eval()
+    batch = batches()[0]
+    logits = method(batch)
+    assert list(method.predictions(logits)) == ["image"]
+    shuffled = batch | {"table": batch["table"].flip(0)}
+    zeroed = batch | {"table": torch.zeros_like(batch["table"])}
+    absent = {"image": batch["image"]}
+    for other in (shuffled, zeroed, absent):
+        assert torch.equal(method(other)["image"], logits["image"])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_seed_starts_all_encoders_alike(name):
+    method, reference = build(name), build("gaal")
+    for modality, encoder in method.encoders.items():
+        assert equal_states(encoder.state_dict(), reference.encoders[modality].state_dict())
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("schedule", "rate"), [("none", 1.0), ("step", 0.01), ("cosine", 0.5)])
+def test_schedules_step_once_an_epoch(name, schedule, rate):
+    method = build(name, schedule=schedule, step_size=1, epochs=4, learning_rate=1e-3)
+    stages = method.stages()
+    before = sum(stage.epochs for stage in stages[:-1])
+    fit(method, epochs=before + 2)
+    assert stages[-1].epochs == 4
+    assert method.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * rate)
+
+
+def test_predictions_put_the_selecting_one_first():
+    logits = {name: torch.randn(4, CLASSES) for name in ("table", "image")}
+    mean = build("gaal").predictions(logits)
+    assert list(mean) == ["fused", "image", "table"]
+    assert torch.equal(mean["fused"], fuse_logits(logits))
+    counts = toy_data().class_counts
+    prior = (counts / counts.sum()).log()
+    product = build("gaal", fusion="product").predictions(logits)["fused"]
+    torch.testing.assert_close(product, fuse_logits(logits, log_prior=prior))
+    own = {"fused": torch.randn(4, CLASSES), **logits}
+    assert build("concatenation", fusion="product").predictions(own)["fused"] is own["fused"]
+    assert set(build("concatenation").fusions(own)) == {"mean", "product", "calibrated"}
+    assert list(build("image").predictions({"image": logits["image"]})) == ["image"]
+    assert build("image").fusions({"image": logits["image"]}) == {}
+
+
+def test_validation_fits_the_calibrated_fusion():
+    method = fit(build("gaal"))
+    assert method.calibrated.bias.abs().sum() > 0
+    assert not any(parameter.requires_grad for parameter in method.calibrated.parameters())
