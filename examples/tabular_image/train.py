@@ -164,8 +164,9 @@ def _options(namespace: Namespace) -> Options:
         close = difflib.get_close_matches(name, METHODS, n=1)
         hint = f"did you mean {close[0]!r}? All: " if close else "choose one of "
         raise InputError(f"there is no method {name!r}; {hint}{', '.join(METHODS)}")
-    settings = {option: _builtin(value) for option, value in vars(namespace.get(name, Namespace())).items()}
     common = {field.name: _builtin(namespace[field.name]) for field in fields(Options) if field.name != "settings"}
+    own = fields(METHODS[name].Settings)
+    settings = {field.name: _builtin(namespace[f"{name}.{field.name}"]) for field in own}
     return Options(**common, settings=METHODS[name].Settings(**settings))
 
 

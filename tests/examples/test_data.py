@@ -13,11 +13,12 @@ import pytest
 import torch
 from PIL import Image
 from tabular_image.data import Samples, TabularImageData, load
-from tabular_image.data.images import read_image
+from tabular_image.data.images import random_affine, read_image
 from tabular_image.data.splits import split_rows
-from tabular_image.data.tables import encode_table
+from tabular_image.data.tables import TableColumn, encode_table
 from tabular_image.errors import InputError
 from torch import Tensor
+from torchvision.transforms import functional
 
 
 def make_samples(rows: int = 60, classes: int = 3, **changes: object) -> Samples:
@@ -131,13 +132,14 @@ def test_statistics_come_from_training_rows_alone():
     changed = samples.table.copy()
     changed.loc[40:, "size"] = 1e6
     changed.loc[40:, "colour"] = "green"
-    before = encode_table(samples, train)
-    after = encode_table(replace(samples, table=changed), train)
+    before, columns = encode_table(samples, train)
+    after, _ = encode_table(replace(samples, table=changed), train)
     assert before.dtype == np.float32
     np.testing.assert_array_equal(before[:40], after[:40])
     np.testing.assert_allclose(before[:40, 0].mean(), 0, atol=1e-6)
     np.testing.assert_allclose(before[:40, 0].std(), 1, atol=1e-6)
     assert (after[40:, 1:] == 0).all(), "an unseen category is a row of zeros"
+    assert columns == [TableColumn("size", 0, 1, categorical=False), TableColumn("colour", 1, 3, categorical=True)]
 
 
 def test_missing_empty_constant_and_infinite_values_stay_finite():
@@ -152,7 +154,7 @@ def test_missing_empty_constant_and_infinite_values_stay_finite():
         }
     )
     samples = make_samples(6, table=table, numeric=list(table.columns[:4]), categorical=["kind", "mixed"])
-    encoded = encode_table(samples, np.arange(4))
+    encoded, _ = encode_table(samples, np.arange(4))
     assert np.isfinite(encoded).all()
     assert encoded[1, 0] == pytest.approx(encoded[3, 0]), "both take the training median"
 
@@ -204,7 +206,7 @@ def test_batches_depend_on_seed_and_epoch_not_on_workers():
     samples = make_samples()
     state = torch.get_rng_state()
     alone = TabularImageData(samples, batch_size=8, augment=True, workers=0)
-    helped = TabularImageData(samples, batch_size=8, augment=True, workers=2)
+    helped = TabularImageData(samples, batch_size=8, augment=True, workers=2, cache=0)
     expected, found = read_epoch(alone, 1), read_epoch(helped, 1)
     assert all(torch.equal(expected[key], found[key]) for key in expected)
     assert torch.equal(state, torch.get_rng_state()), "reading must not touch the model's generator"
@@ -227,6 +229,54 @@ def test_only_training_images_are_augmented():
         )
     ]
     assert same == [False, True, True]
+
+
+def test_images_in_memory_are_those_of_the_files(tmp_path: Path):
+    for row in range(60):
+        save_image(tmp_path / f"{row}.png", size=(12, 5 + row % 7), value=4 * row)
+    samples = make_samples(images=[(tmp_path / f"{row}.png", tmp_path / f"{59 - row}.png") for row in range(60)])
+    cached, read = (TabularImageData(samples, workers=0, cache=cache) for cache in (60 * 8 * 8, 60 * 8 * 8 - 1))
+    assert isinstance(cached.samples.images, np.ndarray)
+    assert read.samples.images is samples.images
+    for first, second in zip(cached.train_dataloader(), read.train_dataloader(), strict=True):
+        assert torch.equal(first["image"], second["image"])
+
+
+@pytest.mark.parametrize(
+    ("draws", "moved"),
+    [
+        ([0.5, 0.5, 0.5, 0.5, 0.9], {}),
+        ([1.0, 0.5, 0.5, 0.5, 0.9], {"angle": 30.0}),
+        ([0.0, 0.5, 0.5, 0.5, 0.9], {"angle": -30.0}),
+        ([0.5, 1.0, 0.5, 0.5, 0.9], {"scale": 1.5}),
+        ([0.5, 0.5, 0.0, 1.0, 0.9], {"translate": [4, -4]}),
+    ],
+)
+def test_each_image_moves_as_torchvision_would_move_it(draws: list[float], moved: dict[str, object]):
+    image = torch.rand(1, 3, 16, 16)
+    move = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]} | moved
+    expected = functional.affine(image, **move, interpolation=functional.InterpolationMode.BILINEAR)
+    batch = torch.cat([image, image])
+    found = random_affine(
+        batch, torch.tensor([draws, [0.5] * 4 + [0.9]]), degrees=30, shift=0.25, scale=(0.5, 1.5), mirror=True
+    )
+    torch.testing.assert_close(found[:1], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[1:], image)
+
+
+def test_an_image_is_mirrored_only_on_request():
+    image = torch.rand(1, 1, 6, 6)
+    draws = torch.tensor([[0.5, 0.5, 0.5, 0.5, 0.1]])
+    torch.testing.assert_close(random_affine(image, draws, mirror=True), image.flip(3))
+    torch.testing.assert_close(random_affine(image, draws), image)
+
+
+def test_an_absent_table_is_one_of_zeros():
+    data = TabularImageData(make_samples(), workers=0)
+    present, absent = next(iter(data.test_dataloader())), next(iter(data.test_dataloader(table=False)))
+    assert not absent["table"].any()
+    assert present["table"].any()
+    assert all(torch.equal(present[name], absent[name]) for name in ("image", "target", "row"))
 
 
 class Recorder(L.LightningModule):
@@ -252,7 +302,7 @@ class Recorder(L.LightningModule):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_resumed_trainer_sees_the_same_batches(tmp_path: Path, workers: int):
     def fit(epochs: int, resume: Path | None = None) -> Recorder:
-        data = TabularImageData(make_samples(), batch_size=16, augment=True, workers=workers)
+        data = TabularImageData(make_samples(), batch_size=16, augment=True, workers=workers, cache=0)
         model = Recorder()
         trainer = L.Trainer(
             max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,

@@ -138,6 +138,6 @@ def random_affine(
     side = torch.where(flip < 0.5, -1.0, 1.0) if mirror else torch.ones_like(flip)
     cos, sin = angle.cos() * zoom, angle.sin() * zoom
     # affine_grid counts in [-1, 1], so a shift by a share of the side is twice that.
-    rows = [side * cos, -sin, 2 * shift * (2 * across - 1), side * sin, cos, 2 * shift * (2 * down - 1)]
+    rows = [side * cos, sin, 2 * shift * (2 * across - 1), -side * sin, cos, 2 * shift * (2 * down - 1)]
     grid = F.affine_grid(torch.stack(rows, dim=1).view(-1, 2, 3), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, align_corners=False)
