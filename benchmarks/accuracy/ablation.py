@@ -1,0 +1,87 @@
+"""Table II, the ablation: alternation; with surgery; with surgery guided by uncertain samples, or by random ones.
+
+All variants have the same optimizer, splits and initial weights. "surgery" takes all samples of the batch as guides
+(fraction 1), "uncertain" the half with the highest entropy, "random" a random half, which the paper does not show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from comparison import compare
+from jsonargparse import auto_cli
+from matplotlib.figure import Figure
+from output import RESULTS, write
+from protocol import RECIPES, Row, base_options, repeated, row_options
+from runs import Machine, Results, complete
+
+_HALF = {"image_fraction": 0.5, "table_fraction": 0.5}
+VARIANTS = {
+    "alternating": Row("alternating"),
+    "surgery": Row("gaal", settings={"image_fraction": 1.0, "table_fraction": 1.0}),
+    "surgery, uncertain": Row("gaal", settings=_HALF),
+    "surgery, random": Row("gaal", settings={**_HALF, "uncertainty": "random"}),
+}
+PREDICTIONS = ("fused", "image", "table")
+
+
+def main(
+    sets: Sequence[str] = ("leaves100-texture",),
+    seeds: int = 5,
+    recipe: str = "adamw 0.003",
+    results: str = str(RESULTS / "runs.csv"),
+    out: str = str(RESULTS),
+    machine: Machine = Machine(),  # noqa: B008
+) -> None:
+    """Run what is missing, then tabulate and draw.
+
+    Args:
+        sets: names of the protocol, or YAML files with options of train.py.
+        seeds: runs of each variant.
+        recipe: optimizer and learning rate, as the protocol names them.
+        results: the file with one line a finished run.
+        out: folder of the tables and pictures.
+        machine: how the runs are carried out.
+    """
+    finished = Results(results)
+    for set_name, base in dict(base_options(name) for name in sets).items():
+        runs = [
+            run
+            for name, row in VARIANTS.items()
+            for run in repeated(set_name, name, row_options(base, row, **RECIPES[recipe]), seeds)
+        ]
+        complete(runs, finished, machine)
+        table = summarise(finished.table(runs))
+        print(f"\n{set_name}, differences from alternating\n{table.to_string(index=False)}")
+        write(table, _draw(table, set_name), Path(out) / f"ablation-{set_name}")
+
+
+def summarise(runs: pd.DataFrame) -> pd.DataFrame:
+    """A line for every variant and prediction: accuracy, and the paired test against alternation without surgery."""
+    parts = []
+    for prediction in PREDICTIONS:
+        compared = compare(runs, dict.fromkeys(VARIANTS, prediction), "alternating").loc[list(VARIANTS)].reset_index()
+        compared.insert(0, "prediction", prediction)
+        parts.append(compared)
+    return pd.concat(parts, ignore_index=True)
+
+
+def _draw(table: pd.DataFrame, title: str) -> Figure:
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    for axes, (prediction, part) in zip(
+        figure.subplots(1, len(PREDICTIONS)), table.groupby("prediction", sort=False), strict=True
+    ):
+        axes.errorbar(part["accuracy"], part["row"], xerr=part["deviation"], fmt="o", color="black", capsize=3)
+        axes.set(title=f"{prediction}", xlabel="test accuracy, mean ± deviation over seeds")
+        axes.invert_yaxis()
+        axes.grid(alpha=0.3)
+        axes.tick_params(axis="y", labelleft=prediction == PREDICTIONS[0])
+        axes.xaxis.label.set_fontsize("small")
+    figure.suptitle(title)
+    return figure
+
+
+if __name__ == "__main__":
+    auto_cli(main)

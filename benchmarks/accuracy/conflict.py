@@ -1,0 +1,85 @@
+"""Figure 1(a): how often gradients are in conflict, trained jointly, in alternation, and in the updates really applied.
+
+- "joint": concatenation; the joint loss's gradient on each encoder against that of the encoder's own slice loss.
+- "alternating, gradients": the shared head's gradient in a modality's turn against the other modality's guide.
+- "alternating, updates": the update that the optimizer made of that gradient, against the same guide. Nothing is
+  projected in either: what is measured is a training that surgery has not touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from jsonargparse import auto_cli
+from matplotlib.figure import Figure
+from output import RESULTS, write
+from protocol import RECIPES, Row, base_options, repeated, row_options
+from runs import Machine, Results, complete, histories
+
+VARIANTS = {
+    "joint": Row("concatenation", settings={"measure_conflict": True}),
+    "alternating, gradients": Row("alternating"),
+    "alternating, updates": Row("alternating", settings={"align": "update"}),
+}
+_BINS = 40
+
+
+def main(
+    sets: Sequence[str] = ("leaves100-texture",),
+    seeds: int = 3,
+    recipe: str = "adamw 0.003",
+    results: str = str(RESULTS / "runs.csv"),
+    out: str = str(RESULTS),
+    machine: Machine = Machine(),  # noqa: B008
+) -> None:
+    """Run what is missing, then tabulate and draw.
+
+    Args:
+        sets: names of the protocol, or YAML files with options of train.py.
+        seeds: runs of each variant.
+        recipe: optimizer and learning rate, as the protocol names them.
+        results: the file with one line a finished run.
+        out: folder of the tables and pictures.
+        machine: how the runs are carried out.
+    """
+    finished = Results(results)
+    for set_name, base in dict(base_options(name) for name in sets).items():
+        runs = [
+            run
+            for name, row in VARIANTS.items()
+            for run in repeated(set_name, name, row_options(base, row, **RECIPES[recipe]), seeds)
+        ]
+        complete(runs, finished, machine, needs="conflict.csv")
+        steps = histories(runs, machine, "conflict.csv")
+        steps["conflict"] = steps["cosine_before"] < 0
+        steps["part"] = (steps["step"] / (steps.groupby("row")["step"].transform("max") + 1) * _BINS).astype(int)
+        shares = steps.groupby(["row", "modality"], sort=False)[["conflict", "cosine_before"]].mean()
+        print(f"\n{set_name}: share of steps in conflict, mean cosine\n{shares.round(4).to_string()}")
+        table = steps.groupby(["row", "modality", "part"], sort=False)[["conflict", "cosine_before"]].mean()
+        write(table.reset_index(), _draw(table.reset_index(), set_name), Path(out) / f"conflict-{set_name}")
+
+
+def _draw(table: pd.DataFrame, title: str) -> Figure:
+    figure = Figure(figsize=(11, 5.5), layout="constrained")
+    grid = figure.subplots(2, len(VARIANTS), sharex=True, sharey="row")
+    for (upper, lower), (row, part) in zip(grid.T, table.groupby("row", sort=False), strict=True):
+        for modality, series in part.groupby("modality", sort=False):
+            progress = (series["part"] + 0.5) / _BINS
+            upper.plot(progress, series["cosine_before"], label=f"{modality}")
+            lower.plot(progress, series["conflict"], label=f"{modality}")
+        upper.axhline(0, color="black", linewidth=0.8)
+        upper.set(title=row)
+        lower.set(xlabel="share of the training")
+        for axes in (upper, lower):
+            axes.grid(alpha=0.3)
+    grid[0, 0].set(ylabel="mean cosine")
+    grid[1, 0].set(ylabel="share of steps in conflict", ylim=(0, 1))
+    grid[0, -1].legend(title="turn or encoder", frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
+if __name__ == "__main__":
+    auto_cli(main)

@@ -1,0 +1,91 @@
+"""Figure 1(b) and the lower block of Table I: what every method is worth when the table is absent at test time.
+
+Takes the runs of `table1.py` (the same searches, seeds and results file), so it trains nothing that is finished there.
+For each method: its own prediction with the table, the same prediction with an absent table (zeros, the mean of the
+training rows), and its image prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from jsonargparse import auto_cli
+from matplotlib.figure import Figure
+from output import RESULTS, write
+from protocol import ROWS, base_options, known_rows
+from runs import Machine, Results, complete
+from table1 import chosen_runs
+
+
+def main(
+    sets: Sequence[str] = ("leaves100-texture", "leaves100-margin", "fashion", "houses"),
+    rows: list[str] | None = None,
+    seeds: int = 5,
+    trials: int = 4,
+    results: str = str(RESULTS / "runs.csv"),
+    out: str = str(RESULTS),
+    train: bool = True,
+    machine: Machine = Machine(),  # noqa: B008
+) -> None:
+    """Run what is missing, then tabulate and draw.
+
+    Args:
+        sets: names of the protocol, or YAML files with options of train.py.
+        rows: methods; None takes all.
+        seeds: as for table1.
+        trials: as for table1.
+        results: the file with one line a finished run.
+        out: folder of the tables and pictures.
+        train: train what is missing; false shows what is finished.
+        machine: how the runs are carried out.
+    """
+    finished = Results(results)
+    names = known_rows(rows)
+    for set_name, base in dict(base_options(name) for name in sets).items():
+        runs = chosen_runs(set_name, base, names, seeds, trials, finished, machine if train else None)
+        if train:
+            complete(runs, finished, machine)
+        table = summarise(finished.table(runs))
+        print(f"\n{set_name}\n{table.to_string(index=False)}")
+        write(table, _draw(table, set_name), Path(out) / f"missing-{set_name}")
+
+
+def summarise(runs: pd.DataFrame) -> pd.DataFrame:
+    """A line a row: mean accuracies with the table, without it, and of the image prediction alone."""
+    lines = []
+    for row, group in runs.groupby("row", sort=False):
+        lines.append(
+            {
+                "row": row,
+                "runs": len(group),
+                "with_table": group[ROWS[row].prediction].mean(),
+                "without_table": group["without_table"].mean(),
+                "image": group["image"].mean(),
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def _draw(table: pd.DataFrame, title: str) -> Figure:
+    figure = Figure(figsize=(7, 1.2 + 0.3 * len(table)), layout="constrained")
+    axes = figure.subplots()
+    for column, marker, colour, label in (
+        ("with_table", "o", "black", "its prediction, with the table"),
+        ("without_table", "x", "tab:red", "the same, table absent"),
+        ("image", "s", "tab:blue", "its image prediction"),
+    ):
+        axes.plot(table[column], table["row"], marker, color=colour, label=label, fillstyle="none")
+    alone = table.loc[table["row"] == "image", "image"]
+    if len(alone):
+        axes.axvline(alone.item(), color="tab:blue", linewidth=0.8, linestyle="--", label="image trained alone")
+    axes.set(xlabel="test accuracy, mean over runs", title=title)
+    axes.invert_yaxis()
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+if __name__ == "__main__":
+    auto_cli(main)

@@ -1,0 +1,183 @@
+"""What is compared: data sets, methods, the hyper-parameters that are searched, and the paper's figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+import pandas as pd
+from runs import Results, Run
+from tabular_image import train
+from tabular_image.data import DATASETS
+from tabular_image.errors import InputError
+from tabular_image.methods import METHODS
+from tabular_image.options import Options
+
+# One protocol for every method: the small CNN and the MLP, 32 pixels, light augmentation, a cosine schedule, and the
+# epoch with the best validation accuracy. Epochs are few, so that a table takes two cores an hour, not a day.
+_COMMON: dict[str, Any] = {"image_size": 32, "augment": True, "schedule": "cosine", "batch_size": 64}
+# 16 leaves a species: 80% of the rows train, and every species still has a row in validation and test.
+_LEAVES = {"dataset": "leaves100", "epochs": 20, "validation": 0.08, "test": 0.12}
+SETS: dict[str, dict[str, Any]] = {
+    "leaves100-texture": {**_LEAVES, "table": "texture"},
+    "leaves100-margin": {**_LEAVES, "table": "margin"},
+    "fashion": {"dataset": "fashion", "epochs": 5},
+    "houses": {"dataset": "houses", "epochs": 20, "folds": 5, "validation": 0.15, "image_size": 64},
+    **{name: {"dataset": name, "epochs": 15, "image_size": None} for name in ("dvm", "celeba", "sun", "digits")},
+}
+
+Block = Literal["one modality", "fused", "image alone at test time"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        method: as `train.py --method` names it.
+        block: with which lines it is compared, and by which prediction.
+        settings: of the method, where they differ from its defaults.
+        paper: the line of the paper's Table I.
+        searched: values of the method's own settings that the hyper-parameter search may choose.
+    """
+
+    method: str
+    block: Block = "fused"
+    settings: dict[str, Any] = field(default_factory=dict)
+    paper: str | None = None
+    searched: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    @property
+    def prediction(self) -> str:
+        """The prediction that the line is judged by."""
+        return self.method if self.block == "one modality" else "fused" if self.block == "fused" else "image"
+
+
+_GAAL = {"image_fraction": (0.25, 0.5, 1.0), "table_fraction": (0.25, 0.5, 1.0)}
+_MISSING: Block = "image alone at test time"
+ROWS: dict[str, Row] = {
+    "image": Row("image", "one modality", paper="ResNet50"),
+    "table": Row("table", "one modality", paper="MLP"),
+    "concatenation": Row("concatenation", paper="CF"),
+    "maximum": Row("maximum", paper="MF"),
+    "daft": Row("daft", paper="DAFT"),
+    "tip": Row("tip", paper="TIP"),
+    "ogm_ge": Row("ogm_ge", paper="OGM", searched={"alpha": (0.1, 0.3, 0.8)}),
+    "mmpareto": Row("mmpareto", paper="MMPareto", searched={"gamma": (1.0, 1.5)}),
+    "mla": Row("mla", paper="MLA"),
+    "di_mml": Row("di_mml", paper="DI-MML"),
+    "reconboost": Row("reconboost", paper="ReconBoost"),
+    "lfm": Row("lfm", paper="LFM"),
+    "alternating": Row("alternating"),
+    "gaal": Row("gaal", paper="GAAL", searched=_GAAL),
+    "gaal-dualfloor": Row("gaal", settings={"rule": "dualfloor"}, searched=_GAAL),
+    "gaal-update": Row("gaal", settings={"align": "update"}, searched=_GAAL),
+    "kd": Row("kd", _MISSING, paper="KD"),
+    "mfh": Row("mfh", _MISSING, paper="MFH"),
+    "fmr": Row("fmr", _MISSING, paper="FMR"),
+    "mmcl": Row("mmcl", _MISSING, paper="MMCL"),
+    "charms": Row("charms", _MISSING, paper="CHARMS"),
+    "gaal_star": Row("gaal_star", _MISSING, paper="GAAL*", searched=_GAAL),
+}
+REFERENCE = {"fused": "gaal", _MISSING: "gaal_star"}
+
+# Optimizer, learning rate and weight decay, in the order in which every method tries them; the first is the default.
+# Half are SGD, because Adam undoes the methods that scale gradients.
+_ADAMW, _SGD = {"optimizer": "adamw", "weight_decay": 0.01}, {"optimizer": "sgd", "weight_decay": 5e-4}
+RECIPES: dict[str, dict[str, Any]] = {
+    "adamw 0.003": {**_ADAMW, "learning_rate": 0.003},
+    "sgd 0.05": {**_SGD, "learning_rate": 0.05},
+    "adamw 0.001": {**_ADAMW, "learning_rate": 0.001},
+    "sgd 0.02": {**_SGD, "learning_rate": 0.02},
+    "adamw 0.01": {**_ADAMW, "learning_rate": 0.01},
+    "sgd 0.1": {**_SGD, "learning_rate": 0.1},
+}
+
+
+def base_options(name: str) -> tuple[str, Options]:
+    """A set's short name and its options without a method; `name` is a key of `SETS` or a YAML file of train.py.
+
+    Raises:
+        SystemExit: there is no such set, or the file cannot be used.
+    """
+    if name in SETS:
+        return name, Options(**(_COMMON | SETS[name]))
+    if name.endswith((".yaml", ".yml")) and Path(name).is_file():
+        try:
+            return Path(name).stem, train.parse(["--config", name])
+        except InputError as error:
+            raise SystemExit(f"error: {name}: {error}") from error
+    hint = f"; {name} alone needs its options in a YAML file of train.py" if name in DATASETS else ""
+    raise SystemExit(
+        f"error: there is no data set {name!r}{hint}; choose from {', '.join(SETS)}, or name a YAML file with options "
+        "of train.py, such as the config.yaml of a run"
+    )
+
+
+def known_rows(names: Sequence[str] | None) -> list[str]:
+    """The names, all of them by default.
+
+    Raises:
+        SystemExit: there is no such row.
+    """
+    for name in names or ():
+        if name not in ROWS:
+            raise SystemExit(f"error: there is no row {name!r}; choose from {', '.join(ROWS)}")
+    return list(names or ROWS)
+
+
+def row_options(base: Options, row: Row, **changes: Any) -> Options:
+    """A set's options with the method of a row; `changes` are settings of the method or options of train.py."""
+    kind = METHODS[row.method].Settings
+    own = {name: value for name, value in changes.items() if name in kind.__dataclass_fields__}
+    common = {name: value for name, value in changes.items() if name not in own}
+    return replace(base, method=row.method, settings=kind(**(row.settings | own)), **common)
+
+
+def repeated(set_name: str, row_name: str, options: Options, seeds: int) -> list[Run]:
+    """One run for each seed, and for each fold where the set is cross-validated."""
+    return [
+        Run(set_name, row_name, replace(options, seed=seed, fold=fold))
+        for seed in range(seeds)
+        for fold in range(options.folds or 1)
+    ]
+
+
+class Search:
+    """The hyper-parameter search of one row on one set.
+
+    Trial t takes recipe number t, the same for every method, and draws the method's own settings at random, but for
+    the first, which takes their defaults. All are trained on the rows of seed 0 (fold 0), and chosen by validation
+    accuracy; among equals the earlier.
+    """
+
+    def __init__(self, set_name: str, row_name: str, base: Options, trials: int) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        row = ROWS[row_name]
+        self._study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
+        self._trials = []
+        self.runs: list[Run] = []
+        for number, recipe in enumerate(islice(cycle(RECIPES), trials)):
+            defaults = vars(row_options(base, row).settings) if number == 0 else {}
+            self._study.enqueue_trial({"recipe": recipe} | {name: defaults[name] for name in row.searched if defaults})
+            trial = self._study.ask()
+            trial.suggest_categorical("recipe", list(RECIPES))
+            own = {name: trial.suggest_categorical(name, values) for name, values in row.searched.items()}
+            options = row_options(base, row, **RECIPES[recipe], **own)
+            self._trials.append(trial)
+            self.runs.append(Run(set_name, row_name, replace(options, seed=0, fold=0)))
+
+    def best(self, results: Results) -> Options:
+        """The options of the best trial; all trials must be in the results."""
+        for trial, run in zip(self._trials, self.runs, strict=True):
+            self._study.tell(trial, results[run]["val_accuracy"])
+        return self.runs[self._study.best_trial.number].options
+
+
+def paper_figures() -> pd.DataFrame:
+    """Table I of the paper: row, set, prediction, accuracy, and why a figure is suspect, where it is."""
+    return pd.read_csv(Path(__file__).parent / "paper.csv", keep_default_na=False)

@@ -1,0 +1,143 @@
+"""Table I: every method on every set, fairly compared.
+
+Every method gets the same splits, encoders, epochs and number of hyper-parameter trials, and is judged at the epoch
+with the best validation accuracy. The trials are chosen by validation accuracy on the rows of seed 0; the chosen
+options are then run for every seed. Prints a table for each set and writes it as CSV and Markdown; the single runs are
+in the results file. A run that was finished is never repeated, so an interrupted benchmark goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from comparison import compare
+from jsonargparse import auto_cli
+from output import RESULTS, write
+from protocol import REFERENCE, ROWS, Search, base_options, known_rows, paper_figures, repeated
+from runs import FUSIONS, Machine, Results, Run, complete
+from tabular_image.files import replacing
+from tabular_image.options import Options
+
+
+def main(
+    sets: Sequence[str] = ("leaves100-texture", "leaves100-margin", "fashion", "houses"),
+    rows: list[str] | None = None,
+    seeds: int = 5,
+    trials: int = 4,
+    results: str = str(RESULTS / "runs.csv"),
+    out: str = str(RESULTS),
+    train: bool = True,
+    machine: Machine = Machine(),  # noqa: B008
+) -> None:
+    """Run what is missing, then tabulate.
+
+    Args:
+        sets: names of the protocol, or YAML files with options of train.py for a set of your own.
+        rows: methods; None takes all.
+        seeds: runs of each method, times the folds where a set is cross-validated.
+        trials: hyper-parameter trials of each method on each set; 1 takes the defaults.
+        results: the file with one line a finished run.
+        out: folder of the tables.
+        train: train what is missing; false tabulates what is finished.
+        machine: how the runs are carried out.
+    """
+    finished = Results(results)
+    names = known_rows(rows)
+    bases = dict(base_options(name) for name in sets)
+    for set_name, base in bases.items():
+        runs = chosen_runs(set_name, base, names, seeds, trials, finished, machine if train else None)
+        if train:
+            complete(runs, finished, machine)
+        table = finished.table(runs)
+        if table.empty:
+            print(f"{set_name}: no run is finished")
+            continue
+        summary = summarise(table)
+        path = Path(out) / f"table1-{set_name}"
+        write(summary.reset_index(), None, path)
+        with replacing(path.with_suffix(".md")) as temporary:
+            temporary.write_text(markdown(summary) + "\n")
+        print(f"\n{set_name}: {len(table)} of {len(runs)} runs\n{markdown(summary)}\n")
+
+
+def chosen_runs(
+    set_name: str,
+    base: Options,
+    rows: Sequence[str],
+    seeds: int,
+    trials: int,
+    finished: Results,
+    machine: Machine | None,
+) -> list[Run]:
+    """The repeated runs of every row with the options that its search chose.
+
+    Args:
+        set_name: what the set is called.
+        base: its options.
+        rows: names of rows.
+        seeds: of each.
+        trials: of each search.
+        finished: the results so far.
+        machine: carries out the missing trials; None leaves out rows whose search is not finished.
+    """
+    searches = {row: Search(set_name, row, base, trials) for row in rows}
+    if machine is not None:
+        complete([run for search in searches.values() for run in search.runs], finished, machine)
+    return [
+        run
+        for row, search in searches.items()
+        if all(trial in finished for trial in search.runs)
+        for run in repeated(set_name, row, search.best(finished), seeds)
+    ]
+
+
+def summarise(runs: pd.DataFrame) -> pd.DataFrame:
+    """One line a row, block by block and best first within each: the columns of `compare` and mean accuracies."""
+    present = [row for row in ROWS if row in set(runs["row"])]
+    figures = ["fused", "image", "table", *(f"test_{fusion}" for fusion in FUSIONS), "without_table"]
+    figures += ["seconds", "conflict_image", "conflict_table"]
+    means = runs.groupby("row")[figures].mean()
+    parts = []
+    for block in dict.fromkeys(ROWS[row].block for row in present):
+        predictions = {row: ROWS[row].prediction for row in present if ROWS[row].block == block}
+        part = compare(runs, predictions, REFERENCE.get(block, ""))
+        parts.append(part.assign(block=block).join(means))
+    summary = pd.concat(parts)
+    paper = paper_figures().set_index(["row", "set", "prediction"])
+    for name in ("dvm", "sun", "celeba"):
+        for row in summary.index:
+            cell = (ROWS[row].paper, name, ROWS[row].prediction)
+            if cell in paper.index:
+                mark = "?" if paper.loc[cell, "suspect"] else ""
+                summary.loc[row, f"paper_{name}"] = f"{paper.loc[cell, 'accuracy']:.4f}{mark}"
+    return summary
+
+
+def markdown(summary: pd.DataFrame) -> str:
+    """The summary for people: accuracies with deviation, rank, and the test against the reference."""
+
+    def cell(value: object, form: str) -> str:
+        return "-" if pd.isna(value) else format(value, form)
+
+    lines = []
+    for row, line in summary.iterrows():
+        lines.append(
+            {
+                "block": line["block"],
+                "row": row,
+                "rank": cell(line["rank"], "g"),
+                "accuracy": f"{line['accuracy']:.4f} ± {cell(line['deviation'], '.4f')}",
+                "minus GAAL": cell(line["difference"], "+.4f"),
+                "p (Holm)": cell(line["p_holm"], ".3f"),
+                **{name: cell(line[name], ".3f") for name in ("image", "table")},
+                **{fusion: cell(line[f"test_{fusion}"], ".3f") for fusion in FUSIONS},
+                **{f"paper, {name}": cell(line.get(f"paper_{name}"), "") for name in ("dvm", "sun", "celeba")},
+            }
+        )
+    return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
+
+
+if __name__ == "__main__":
+    auto_cli(main)
