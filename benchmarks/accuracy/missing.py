@@ -23,7 +23,7 @@ def main(
     sets: Sequence[str] = ("leaves100-texture", "leaves100-margin", "fashion", "houses"),
     rows: list[str] | None = None,
     seeds: int = 5,
-    trials: int = 4,
+    trials: int = 3,
     results: str = str(RESULTS / "runs.csv"),
     out: str = str(RESULTS),
     train: bool = True,

@@ -211,7 +211,7 @@ def log_of(run: Run, machine: Machine) -> Path:
 
 
 def histories(runs: Sequence[Run], machine: Machine, name: str) -> pd.DataFrame:
-    """A CSV file of every run's folder, in one table with the columns `set`, `row`, `seed` and `fold` before its own."""
+    """A CSV file of every run's folder in one table, after the columns `set`, `row`, `seed` and `fold`."""
     tables = []
     for run in runs:
         keys = {"set": run.set, "row": run.row, "seed": run.options.seed, "fold": run.options.fold}

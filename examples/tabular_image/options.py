@@ -11,10 +11,11 @@ from jsonargparse.typing import restricted_number_type as number
 
 Finite = number("Finite", float, [(">", -float("inf")), ("<", float("inf"))])
 Fraction = number("Fraction", float, [(">", 0), ("<=", 1)])
+Share = number("Share", float, [(">=", 0), ("<", 1)])
 BatchSize = number("BatchSize", int, (">=", 2))  # batch normalisation has no statistics of one row
 
 # How a run is carried out, which may change when it is resumed; what it computes may not.
-_CARRYING_OUT = ("data_root", "accelerator", "workers", "threads", "out", "resume", "settings")
+_CARRYING_OUT = ("data_root", "accelerator", "workers", "threads", "out", "pictures", "resume", "settings")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ class Options:
     """Side of the images; default 64, or their own size where they come as arrays (digits)."""
     augment: bool = False
     """Flip, rotate, scale and shift the training images at random."""
+    folds: PositiveInt | None = None
+    """Cross-validation: the test rows are one of so many folds, instead of a share."""
+    fold: NonNegativeInt = 0
+    """Which fold is the test, from 0."""
 
     method: str = "gaal"
     """What to train; the groups below list the methods that have options of their own."""
@@ -99,6 +104,8 @@ class Options:
 
     out: str | None = None
     """Run folder; default runs/DATASET-METHOD-seedSEED."""
+    pictures: bool = True
+    """Draw curves, confusion matrix and conflicts."""
     resume: bool = False
     """Continue an interrupted run in its folder; its options are read from there."""
 

@@ -16,7 +16,7 @@ from gaal_surgery import ConflictMonitor
 from .data import TabularImageData
 from .files import replacing
 from .methods import Method
-from .metrics import measure
+from .metrics import accuracy, measure
 from .options import Options
 
 _LEGIBLE = 20  # classes whose names and counts still fit into the confusion matrix
@@ -53,10 +53,10 @@ def report(
         "epochs": len(epochs),
         "best_epoch": int(best["epoch"]),
         "val_accuracy": best["val_accuracy"],
-        "seconds": round(epochs["seconds"].sum(), 1),
+        "seconds": round(epochs["seconds"].sum(), 3),
         "test": {name: measure(values, target) for name, values in predictions.items()},
         "without_table": {
-            name: measure(values, target)
+            name: _accuracy(values, target)
             for name, values in method.predictions(outputs["without_table"]["logits"]).items()
         },
         "fusion": options.fusion if "fused" in predictions and "fused" not in logits else None,
@@ -68,12 +68,14 @@ def report(
     with replacing(folder / "predictions.csv") as temporary:
         _tabulate(data, predictions, target, rows).to_csv(temporary, index=False)
 
-    _save(_curves(epochs), folder / "curves.png")
-    _save(_confusion(next(iter(predictions.values())), target, data.classes), folder / "confusion.png")
     if monitor:
-        _save(_conflict(monitor), folder / "conflict.png")
         with replacing(folder / "conflict.csv") as temporary:
             pd.DataFrame(monitor.history()).to_csv(temporary, index=False)
+    if options.pictures:
+        _save(_curves(epochs), folder / "curves.png")
+        _save(_confusion(next(iter(predictions.values())), target, data.classes), folder / "confusion.png")
+        if monitor:
+            _save(_conflict(monitor), folder / "conflict.png")
 
     print(f"\nTest after epoch {results['best_epoch']}, the best of {results['epochs']} ({results['seconds']:.0f} s)")
     print(pd.DataFrame(results["test"]).T.to_string(float_format="{:.4f}".format))
@@ -89,9 +91,13 @@ def _compare_fusions(method: Method, outputs: dict[str, dict[str, Any]]) -> dict
     """Accuracy of each fusion by split."""
     fused = {split: method.fusions(outputs[split]["logits"]) for split in ("val", "test")}
     return {
-        name: {split: measure(fused[split][name], outputs[split]["target"])["accuracy"] for split in fused}
+        name: {split: _accuracy(fused[split][name], outputs[split]["target"]) for split in fused}
         for name in fused["test"]
     }
+
+
+def _accuracy(logits: Tensor, target: Tensor) -> float:
+    return round(accuracy(logits, target).item(), 6)
 
 
 def _tabulate(data: TabularImageData, predictions: dict[str, Tensor], target: Tensor, rows: Tensor) -> pd.DataFrame:

@@ -21,7 +21,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from tabular_image.callbacks import BEST, LAST, EpochTable, callbacks
-from tabular_image.data import DATASETS, TabularImageData, load
+from tabular_image.data import DATASETS, Samples, TabularImageData, load
 from tabular_image.errors import InputError
 from tabular_image.files import replacing
 from tabular_image.methods import METHODS, Method
@@ -29,7 +29,11 @@ from tabular_image.methods.base import collate
 from tabular_image.options import Options
 from tabular_image.report import report
 
-_CSV_OPTIONS = ("path", "image_column", "target_column", "numeric", "categorical", "split_column", "group_column")
+# What the readers of data sets are told.
+SAMPLE_OPTIONS = (
+    *("path", "image_column", "target_column", "numeric", "categorical", "split_column", "group_column"),
+    *("image_root", "table"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,8 +66,13 @@ def parse(arguments: Sequence[str]) -> Options:
     return resumed
 
 
-def run(options: Options) -> None:
-    """Trains, tests and reports."""
+def run(options: Options, samples: Samples | None = None) -> None:
+    """Trains, tests and reports.
+
+    Args:
+        options: of the run.
+        samples: the data set, where it was read before; None reads it.
+    """
     folder = options.folder
     if options.devices > 1:
         raise InputError(f"--devices {options.devices}: several processes come with a later version; use --devices 1")
@@ -73,7 +82,7 @@ def run(options: Options) -> None:
         torch.set_num_threads(options.threads)
     L.seed_everything(options.seed, verbose=False)
 
-    data = build_data(options)
+    data = build_data(options, read_samples(options) if samples is None else samples)
     method = METHODS[options.method](data, options)
     trainer = build_trainer(options, method.total_epochs)
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,16 +95,23 @@ def run(options: Options) -> None:
     report(folder, options, data, method, outputs, epochs)
 
 
-def build_data(options: Options) -> TabularImageData:
+def read_samples(options: Options) -> Samples:
+    """All rows of the data set."""
+    given = {name: getattr(options, name) for name in SAMPLE_OPTIONS}
+    return load(options.dataset, options.data_root, **given)
+
+
+def build_data(options: Options, samples: Samples) -> TabularImageData:
     """The data module, and what it decided by itself printed."""
-    given = {name: getattr(options, name) for name in (*_CSV_OPTIONS, "image_root", "table")}
     data = TabularImageData(
-        load(options.dataset, options.data_root, **given),
+        samples,
         batch_size=options.batch_size,
         image_size=options.image_size,
         augment=options.augment,
         validation=options.validation,
         test=options.test,
+        folds=options.folds,
+        fold=options.fold,
         seed=options.seed,
         workers=options.workers,
         skip_corrupt=options.skip_corrupt,
@@ -147,8 +163,8 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="train.py",
         usage="train.py [--config FILE] [--OPTION VALUE ...]",
-        description="Train and test an image-and-table classifier. Without options: GAAL on handwritten digits.",
-        epilog=f"Data sets: {', '.join(DATASETS)}. Methods: {', '.join(METHODS)}.",
+        description="Train and test an image-and-table classifier. Without options: GAAL on handwritten digits. "
+        f"Data sets: {', '.join(DATASETS)}. Methods: {', '.join(METHODS)}.",
     )
     parser.add_argument("--config", action="config", help="YAML file of options, such as the config.yaml of a run.")
     parser.add_class_arguments(Options, skip={"settings"})

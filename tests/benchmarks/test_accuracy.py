@@ -268,9 +268,9 @@ def test_unknown_names_are_refused(small_set: Path, tmp_path: Path, options: dic
     assert not (tmp_path / "runs.csv").exists()
 
 
-@pytest.mark.parametrize("script", ["ablation", "convergence", "conflict"])
+@pytest.mark.parametrize("script", ["ablation", "sensitivity", "convergence", "conflict"])
 def test_every_figure_has_data_and_a_picture(script: str, small_set: Path, tmp_path: Path):
-    drawn = execute(f"{script}.py", small_set, tmp_path)
+    drawn = execute(f"{script}.py", small_set, tmp_path, seeds=1)
     assert drawn.returncode == 0, drawn.stderr
     assert len(pd.read_csv(tmp_path / f"{script}-small.csv")) > 2
     assert (tmp_path / f"{script}-small.png").stat().st_size > 10_000

@@ -59,6 +59,31 @@ def test_splits_depend_on_the_seed_alone():
     assert first.tolist() == again.tolist() != other.tolist()
 
 
+@pytest.mark.parametrize("groups", [None, pd.Series([f"patient {row // 5}" for row in range(100)])])
+def test_folds_test_each_row_once(groups: pd.Series | None):
+    samples = make_samples(100, groups=groups)
+    splits = [split_rows(samples, folds=5, fold=fold, seed=2) for fold in range(5)]
+    assert sorted(np.concatenate([split["test"] for split in splits])) == list(range(100))
+    for split in splits:
+        assert sorted(np.concatenate(list(split.values()))) == list(range(100))
+        assert all(len(rows) for rows in split.values())
+    assert not np.array_equal(splits[0]["test"], split_rows(samples, folds=5, seed=3)["test"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "folds", "fold", "words"),
+    [
+        ({"split": pd.Series(["train", "val", "test"] * 20)}, 5, 0, "made has fixed splits"),
+        ({}, 5, 5, "no fold 5 of 5"),
+        ({}, 1, 0, "no fold 0 of 1"),
+        ({}, 61, 0, "cannot be cut into 61 folds"),
+    ],
+)
+def test_impossible_folds_are_refused(changes: dict[str, object], folds: int, fold: int, words: str):
+    with pytest.raises(InputError, match=words):
+        split_rows(make_samples(**changes), folds=folds, fold=fold)
+
+
 def test_groups_are_never_torn():
     groups = pd.Series([f"patient {row // 5}" for row in range(200)])
     samples = make_samples(200, groups=groups)

@@ -62,6 +62,15 @@ def square_image(samples: Samples, row: int, size: int) -> Image.Image:
     return mosaic
 
 
+def pixels(samples: Samples, rows: np.ndarray, size: int) -> Tensor:
+    """uint8 pixels (B, channels, size, size) of some rows; see `square_image`."""
+    if isinstance(samples.images, np.ndarray) and samples.images.shape[1:3] == (size, size):
+        squares = torch.from_numpy(samples.images[rows])
+    else:
+        squares = torch.from_numpy(np.stack([np.asarray(square_image(samples, int(row), size)) for row in rows]))
+    return squares[:, None] if squares.ndim == 3 else squares.permute(0, 3, 1, 2).contiguous()
+
+
 def in_memory(samples: Samples, size: int, threads: int) -> Samples:
     """The data set with every image decoded to uint8 pixels of `size`; all files must be readable."""
     with ThreadPoolExecutor(max(1, threads)) as pool:  # the decoders release the interpreter lock

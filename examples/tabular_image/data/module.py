@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
-from torchvision.transforms.functional import pil_to_tensor
 
 from ..errors import InputError
-from .images import broken_images, in_memory, missing_images, normalise, random_affine, square_image
+from .images import broken_images, in_memory, missing_images, normalise, pixels, random_affine
 from .samples import Samples
 from .splits import split_rows
 from .tables import encode_table
@@ -40,6 +39,8 @@ class TabularImageData(L.LightningDataModule):
             not, because a scan or a silhouette may be another class in the mirror.
         validation: Share of all rows for validation, unless the data set fixes its splits.
         test: Share of all rows for the test, unless the data set fixes its splits.
+        folds: Cross-validation: the test rows are one of so many folds, instead of a share.
+        fold: Which fold is the test, from 0.
         seed: Of the splits, the order of the training rows and the augmentation.
         workers: Processes that read images; 0 reads in the main process.
         skip_corrupt: Drop rows whose image is missing or unreadable, and list them in `skipped`.
@@ -70,6 +71,8 @@ class TabularImageData(L.LightningDataModule):
         augment: bool = False,
         validation: float = 0.1,
         test: float = 0.2,
+        folds: int | None = None,
+        fold: int = 0,
         seed: int = 0,
         workers: int = 2,
         skip_corrupt: bool = False,
@@ -89,7 +92,7 @@ class TabularImageData(L.LightningDataModule):
         self.augment = augment
         self.seed = seed
         self.workers = workers
-        self.splits = split_rows(samples, validation=validation, test=test, seed=seed)
+        self.splits = split_rows(samples, validation=validation, test=test, folds=folds, fold=fold, seed=seed)
         self.split_sizes = {name: len(rows) for name, rows in self.splits.items()}
         table, self.table_columns = encode_table(samples, self.splits["train"])
         self._table = torch.from_numpy(table)
@@ -157,8 +160,7 @@ class RowDataset(Dataset[Batch]):
         draws = [index[1] for index in indices if isinstance(index, tuple)]
         rows = self.rows[[index[0] if isinstance(index, tuple) else index for index in indices]]
         grey = self.samples.grey
-        squares = [square_image(self.samples, int(row), self.image_size) for row in rows]
-        images = torch.stack([pil_to_tensor(square) for square in squares]).float() / 255
+        images = pixels(self.samples, rows, self.image_size).float() / 255
         if draws:
             images = random_affine(images, torch.stack(draws), mirror=not grey)
         return {

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from itertools import islice
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold, train_test_split
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from ..errors import InputError
 from .samples import Samples
@@ -16,7 +17,15 @@ _SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing"
 )
 
 
-def split_rows(samples: Samples, *, validation: float = 0.1, test: float = 0.2, seed: int = 0) -> dict[str, np.ndarray]:
+def split_rows(
+    samples: Samples,
+    *,
+    validation: float = 0.1,
+    test: float = 0.2,
+    folds: int | None = None,
+    fold: int = 0,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
     """Assigns each row to one split.
 
     Args:
@@ -24,6 +33,8 @@ def split_rows(samples: Samples, *, validation: float = 0.1, test: float = 0.2, 
             from its training rows. Rows that share a value of `groups` stay together.
         validation: Share of all rows for validation.
         test: Share of all rows for the test.
+        folds: The test rows are one of so many stratified folds instead; each row is in exactly one of them.
+        fold: Which one, from 0.
         seed: Draws the same rows again.
 
     Returns:
@@ -38,10 +49,18 @@ def split_rows(samples: Samples, *, validation: float = 0.1, test: float = 0.2, 
             f"validation={validation} and test={test} must be positive shares of the rows with a sum below 1; "
             "the defaults are 0.1 and 0.2"
         )
+    if folds is not None and (samples.split is not None or not 0 <= fold < folds or folds < 2):
+        fixed = (
+            f"{samples.name} has fixed splits" if samples.split is not None else f"there is no fold {fold} of {folds}"
+        )
+        raise InputError(f"{fixed}; leave out --folds, or give two or more and a --fold from 0 to folds - 1")
     labels = _stratification(samples)
     _refuse_single_rows(samples, labels)
     everything = np.arange(len(samples))
-    if samples.split is None:
+    if folds is not None:
+        rest, test_rows = _fold(samples, labels, folds, fold, seed)
+        published = {"train": rest, "val": np.empty(0, dtype=int), "test": test_rows}
+    elif samples.split is None:
         rest, test_rows = _cut(samples, everything, labels, round(test * len(samples)), "test", seed)
         published = {"train": rest, "val": np.empty(0, dtype=int), "test": test_rows}
     else:
@@ -94,6 +113,18 @@ def _published(samples: Samples, column: pd.Series) -> dict[str, np.ndarray]:
                 "move them to one split or drop the group column"
             )
     return {name: np.flatnonzero(names == name) for name in ("train", "val", "test")}
+
+
+def _fold(samples: Samples, labels: np.ndarray, folds: int, fold: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Parts all rows into those of the other folds and those of fold number `fold`."""
+    splitter = StratifiedKFold if samples.groups is None else StratifiedGroupKFold
+    with warnings.catch_warnings():  # a class in fewer rows than folds is fine: training is checked at the end
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            parts = splitter(folds, shuffle=True, random_state=seed).split(labels, labels, samples.groups)
+            return next(islice(parts, fold, None))
+        except ValueError as error:
+            raise InputError(f"{samples.name} cannot be cut into {folds} folds ({error}); choose fewer") from error
 
 
 def _cut(
