@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from .celeba import celeba
 from .csv import csv
 from .digits import digits
+from .dvm import dvm
 from .fashion import fashion
 from .houses import houses
 from .leaves100 import leaves100
 from .module import TabularImageData
+from .paper import PAGES
 from .samples import Samples
+from .sun import sun
 
 DATASETS: dict[str, Callable[..., Samples]] = {
     "digits": digits,
@@ -22,6 +26,9 @@ DATASETS: dict[str, Callable[..., Samples]] = {
     "houses": houses,
     "fashion": fashion,
     "csv": csv,
+    "dvm": dvm,
+    "celeba": celeba,
+    "sun": sun,
 }
 
 __all__ = ["DATASETS", "Samples", "TabularImageData", "load"]
@@ -60,4 +67,6 @@ def _folder(name: str, data_root: Path | str | None) -> Path:
     for folder in (Path(data_root) / name, Path(data_root) / f"{name}_small"):
         if folder.is_dir():
             return folder
+    if name in PAGES:
+        return Path(data_root) / name  # its reader says how to prepare it
     raise InputError(f"{Path(data_root) / name} does not exist; --data_root must be the folder that holds {name}/")
