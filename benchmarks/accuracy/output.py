@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+import runs  # noqa: F401 - makes tabular_image importable
 from matplotlib.figure import Figure
 from tabular_image.files import replacing
 
