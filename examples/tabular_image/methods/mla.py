@@ -1,0 +1,112 @@
+"""MLA: modalities take turns, and the shared head's step avoids the directions that features took before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jsonargparse.typing import ClosedUnitInterval
+from torch import Tensor, nn
+
+from gaal_surgery import entropy
+
+from ..data.module import Batch, TabularImageData
+from ..options import Options
+from .base import Logits, Method
+
+
+@dataclass(frozen=True)
+class MLASettings:
+    """Projection of the head's gradient, and fusion."""
+
+    projection: Literal["paper", "code", "none"] = "paper"
+    """Project with what earlier turns absorbed and then absorb this one (paper); absorb this one first (the intention
+    of the released code); or never (its effect, since it looks for the head's weight under another name)."""
+    unit_norm: bool = False
+    """Bring P to Frobenius norm 1 after each turn, as the released code does: a slower head under sgd."""
+    gate: Literal["entropy", "fixed"] = "entropy"
+    """Weigh the two predictions of a sample by their entropies, or all by image_weight."""
+    image_weight: ClosedUnitInterval = 0.55
+    """Weight of the image for gate fixed."""
+
+
+class MLA(Method):
+    """Multimodal learning with alternating unimodal adaptation (Zhang et al., CVPR 2024).
+
+    Code: Cecile-hi/Multimodal-Learning-with-Alternating-Unimodal-Adaptation. Each modality in turn, image then table,
+    steps its encoder and the shared linear head (W, b) on its own cross-entropy, where the gradient G of W becomes G P.
+    With r the mean of the turn's features over the batch, P starts as the identity and absorbs r by recursive least
+    squares:
+
+        k = P r,    P <- P - k k^T / (beta + r^T k),    beta = 0.1^(1 + b / N) in batch b of N of an epoch.
+
+    The bias is not projected, and P never starts anew. The released code divides by a matrix where rule and dimensions
+    want the scalar r^T k; that is not offered.
+
+    G P leaves the head's answer to absorbed features alone, in a step of plain sgd. Adam and AdamW divide each entry of
+    it by its own size: under them the step only leans that way, and the size of P (`unit_norm`) is inert.
+
+    Reports image, table, and fused = sum_m w_m z_m with w_m proportional to exp(-H_m), H_m the entropy of softmax(z_m),
+    or with fixed weights.
+
+    Attributes:
+        P: (width, width), symmetric, its eigenvalues in [0, 1] without `unit_norm`.
+    """
+
+    Settings = MLASettings
+    P: Tensor
+
+    def __init__(self, data: TabularImageData, options: Options) -> None:
+        super().__init__(data, options)
+        self.head = nn.Linear(self.width, self.classes)
+        self.register_buffer("P", torch.eye(self.width))
+
+    def forward(self, batch: Batch) -> Logits:
+        """Logits (B, C) under "fused", "image" and "table"."""
+        logits = {modality: self.head(encoder(batch[modality])) for modality, encoder in self.encoders.items()}
+        return {"fused": self.fuse(torch.stack(list(logits.values()))), **logits}
+
+    def fuse(self, logits: Tensor) -> Tensor:
+        """The weighted sum (B, C) of image and table logits (2, B, C)."""
+        if self.settings.gate == "entropy":
+            weights = torch.stack([-entropy(values) for values in logits]).softmax(dim=0)
+        else:
+            weights = logits.new_tensor([[self.settings.image_weight], [1 - self.settings.image_weight]])
+        return (weights[:, :, None] * logits).sum(dim=0)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """A turn of each modality; the other encoder has no gradient in it, and is not touched."""
+        optimizer, projection = self.optimizer, self.settings.projection
+        beta = 0.1 ** (1 + batch_idx / self.trainer.num_training_batches)
+        losses = {}
+        for modality, encoder in self.encoders.items():
+            features = encoder(batch[modality])
+            losses[modality] = loss = F.cross_entropy(self.head(features), batch["target"])
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            if projection == "code":
+                self.absorb(features, beta)
+            if projection != "none":
+                self.project()
+            optimizer.step()
+            if projection == "paper":
+                self.absorb(features, beta)
+        self.log_losses(losses, batch)
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """G becomes G P."""
+        with torch.autocast(self.P.device.type, enabled=False):
+            self.head.weight.grad = self.head.weight.grad @ self.P
+
+    @torch.no_grad()
+    def absorb(self, features: Tensor, beta: float) -> None:
+        """Shrink P along the mean of features (B, width)."""
+        mean = features.to(self.P.dtype).mean(dim=0)
+        with torch.autocast(self.P.device.type, enabled=False):
+            k = self.P @ mean
+            self.P -= torch.outer(k, k) / (beta + mean @ k)
+        if self.settings.unit_norm:
+            self.P /= self.P.norm()

@@ -1,0 +1,95 @@
+"""OGM-GE: the encoder of the leading modality learns more slowly, and noise makes up for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jsonargparse.typing import PositiveFloat
+from torch import Tensor
+
+from ..data.module import Batch
+from ..options import Fraction
+from .base import Logits
+from .concatenation import Concatenation
+
+
+@dataclass(frozen=True)
+class OGMGESettings:
+    """Modulation of the encoders' gradients."""
+
+    alpha: PositiveFloat = 0.8
+    """Strength of the restraint; the authors suggest 0.1 to 0.8, by data set."""
+    enhance: bool = True
+    """Add Gaussian noise to the gradients of both encoders (GE)."""
+    share: Fraction = 0.5
+    """Share of the epochs, from the first, in which gradients are modulated; half in the released code."""
+    tensors: Literal["matrices", "convolutions"] = "matrices"
+    """What is modulated: every tensor of an encoder that is not one-dimensional, or those of four dimensions alone. The
+    latter is the released code's, and never restrains a table encoder."""
+
+
+class OGMGE(Concatenation):
+    """On-the-fly gradient modulation with generalization enhancement (Peng et al., CVPR 2022).
+
+    Code: GeWu-Lab/OGM-GE_CVPR2022. The model and its loss, the cross-entropy of z, are those of `Concatenation`. With
+    its slices z_m of the logits,
+
+        s_m = sum_i softmax(z_m)_{i, y_i},    rho_I = s_I / s_T,    rho_T = s_T / s_I,
+        k_m = 1 - tanh(alpha rho_m) if rho_m > 1, else 1,
+
+    a gradient g of encoder m becomes k_m g + xi, xi ~ N(0, sigma^2), sigma = std(g) + 1e-8 of that tensor before k_m.
+    The head is left alone. Which tensors of an encoder are modulated is BalanceBenchmark's rule by default, since that
+    of the released code spares an MLP.
+
+    Adam and AdamW divide a gradient by its own size: under them a steady k_m does nothing, only its changes and the
+    noise are felt. Use `--optimizer sgd`, as the authors do, to see the restraint.
+
+    Reports fused (z), and image and table, the slices.
+    """
+
+    Settings = OGMGESettings
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One step on the cross-entropy of the joint logits, modulated in the first epochs."""
+        logits = self(batch)
+        losses = {name: F.cross_entropy(values, batch["target"]) for name, values in logits.items()}
+        optimizer = self.optimizer
+        optimizer.zero_grad()
+        self.manual_backward(losses["fused"])
+        # Of 100 epochs the released code modulates those numbered 0 to 50.
+        if self.stage_epoch <= self.settings.share * self.stage.epochs:
+            self.modulate(logits, batch["target"])
+        optimizer.step()
+        self.log_losses(losses, batch)
+
+    @torch.no_grad()
+    def modulate(self, logits: Logits, target: Tensor) -> None:
+        """Scale the encoders' gradients, and add the noise."""
+        factors = modulation(leads(logits["image"], logits["table"], target), self.settings.alpha)
+        for encoder, factor in zip(self.encoders.values(), factors, strict=True):
+            for parameter in encoder.parameters():
+                gradient = parameter.grad
+                if gradient is None or not self.modulated(parameter):
+                    continue
+                deviation = gradient.std(correction=0) + 1e-8  # of a tensor with one entry too
+                gradient.mul_(factor)
+                if self.settings.enhance:
+                    gradient.add_(torch.randn_like(gradient) * deviation)
+
+    def modulated(self, parameter: Tensor) -> bool:
+        """Whether a tensor is among those whose gradients are modulated."""
+        return parameter.dim() == 4 if self.settings.tensors == "convolutions" else parameter.dim() != 1
+
+
+def leads(image: Tensor, table: Tensor, target: Tensor) -> Tensor:
+    """The ratios rho (2,) of image and table, from their slice logits (B, C)."""
+    true = torch.stack([(-F.cross_entropy(logits, target, reduction="none")).exp().sum() for logits in (image, table)])
+    return true / true.flip(0)
+
+
+def modulation(rho: Tensor, alpha: float) -> Tensor:
+    """The factors k (2,); NaN, where no true class has any probability, restrains nobody."""
+    return torch.where(rho > 1, 1 - torch.tanh(alpha * rho), 1.0)
