@@ -52,8 +52,9 @@ class EpochTable(Callback):
         self._started = 0.0
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock, and forget the losses of an earlier stage."""
         self._started = time.perf_counter()
+        trainer.callback_metrics.clear()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add the epoch."""

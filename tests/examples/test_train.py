@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "examples" / "tabular_image" / "train.py"
 WRITTEN = ["config.yaml", "metrics.csv", "best.ckpt", "last.ckpt", "results.json", "predictions.csv"]
 MONITORED = ("alternating", "gaal", "gaal_star")
-IMAGE_ALONE = ("image", "gaal_star")
+IMAGE_ALONE = ("image", "kd", "mfh", "fmr", "mmcl", "charms", "gaal_star")
 # Every state that a resumed run must find again: momentum, schedule, guides, calibration, augmentation, patience.
 STATEFUL = {
     **{"optimizer": "sgd", "schedule": "cosine", "fusion": "calibrated"},
@@ -122,6 +122,19 @@ def test_a_run_leaves_everything_in_its_folder(method, arguments, tmp_path, caps
     printed = capsys.readouterr().out
     assert str(out) in printed
     assert "balanced_accuracy" in printed
+
+
+def test_the_epochs_of_all_stages_are_in_the_table_and_those_of_the_last_are_tested(arguments, tmp_path):
+    assert (
+        train.main(arguments(tmp_path, method="di_mml", **{"di_mml.encoder_epochs": 3, "di_mml.contrast_start": 0}))
+        == 0
+    )
+    epochs = metrics(tmp_path)
+    assert epochs["epoch"].tolist() == list(range(5))
+    assert epochs["val_accuracy"].notna().tolist() == [False] * 3 + [True] * 2
+    assert epochs["train_loss_contrast"].notna().tolist() == [True] * 3 + [False] * 2
+    assert epochs["learning_rate"][3] == epochs["learning_rate"][0] > epochs["learning_rate"][2]
+    assert results(tmp_path)["best_epoch"] >= 3
 
 
 def test_the_written_config_repeats_the_run(arguments, tmp_path):
@@ -234,9 +247,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(options, words, arguments, tm
     assert not out.exists()
 
 
-@pytest.mark.parametrize(
-    "words", [["--gaal.image_fraction", "0"], ["--epochs", "0"], ["--nonsense", "1"]]
-)
+@pytest.mark.parametrize("words", [["--gaal.image_fraction", "0"], ["--epochs", "0"], ["--nonsense", "1"]])
 def test_an_invalid_option_is_refused_with_exit_code_2(words, capsys):
     with pytest.raises(SystemExit) as exit_:
         train.main(words)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,8 @@ from gaal_surgery import ConflictMonitor, GradientAlignedAlternator, entropy
 
 from ..data.module import Batch, TabularImageData
 from ..options import Fraction, Options
-from .base import Logits, Method
+from .base import Logits
+from .monitored import Monitored
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class AlternatingSettings:
     decay then move it."""
 
 
-class Alternating(Method):
+class Alternating(Monitored):
     """Each modality in turn steps its encoder and the shared linear head on its own cross-entropy: image, then table.
 
     Row "alternation only" of the paper's Table II. Reports image, table, and their fusion by `--fusion`.
@@ -50,6 +51,7 @@ class Alternating(Method):
     """
 
     Settings = AlternatingSettings
+    monitor: ConflictMonitor
 
     def __init__(self, data: TabularImageData, options: Options) -> None:
         super().__init__(data, options)
@@ -106,14 +108,6 @@ class Alternating(Method):
         buffers = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
         features: Tensor = functional_call(encoder, buffers, (batch[modality],))
         return features
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the monitor's history."""
-        checkpoint["monitor"] = self.monitor.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue the monitor's history."""
-        self.monitor.load_state_dict(checkpoint["monitor"])
 
 
 def keep_gradient(gramian: Tensor) -> Tensor:

@@ -202,7 +202,9 @@ class Method(L.LightningModule):
         `val_selection` is what the tested epoch has most of: rows that are right and, between equals, the lower loss.
         """
         if not self.selecting:
-            self.log_dict(dict.fromkeys(("val_loss", "val_accuracy", "val_selection"), math.nan))
+            for name in ("val_loss", "val_accuracy", "val_selection"):
+                # As below: Lightning takes no metric that is logged in two ways.
+                self.log(name, math.nan, prog_bar=name == "val_accuracy")
             return
         outputs = collate(self._validation)
         self._validation.clear()

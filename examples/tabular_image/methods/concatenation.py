@@ -2,25 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gaal_surgery import AlignmentStats, ConflictMonitor, gramian
+
 from ..data.module import Batch, TabularImageData
 from ..options import Options
-from .base import Logits, Method
+from .base import Logits
+from .monitored import Monitored
 
 
-class Concatenation(Method):
+@dataclass(frozen=True)
+class ConcatenationSettings:
+    """What to measure."""
+
+    measure_conflict: bool = False
+    """Record in every step, for each encoder, the cosine between the gradients of the joint loss and of the loss of its
+    own slice, as in the paper's Figure 1(a). The training stays the same and takes about twice as long."""
+
+
+class Concatenation(Monitored):
     """Cross-entropy on z = W_I u_I + W_T u_T + b.
 
     The predictions of one modality are its slice of the head, z_m = W_m u_m + b / 2, so that z_I + z_T = z. They are
     measured and never trained.
+
+    Attributes:
+        monitor: for each encoder (under "modality"), the gradient of CE(z) and its cosine with that of CE(z_m) (under
+            "guide"), if the settings ask for it. It counts two steps a batch, as that of alternation does.
     """
+
+    Settings = ConcatenationSettings
 
     def __init__(self, data: TabularImageData, options: Options) -> None:
         super().__init__(data, options)
         self.head = nn.Linear(2 * self.width, self.classes)
+        # A method that only shares the model has other settings.
+        if isinstance(self.settings, ConcatenationSettings) and self.settings.measure_conflict:
+            self.monitor = ConflictMonitor()
 
     def forward(self, batch: Batch) -> Logits:
         """Logits (B, C) under "fused", "image" and "table"."""
@@ -34,5 +57,15 @@ class Concatenation(Method):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One step on the cross-entropy of the joint logits."""
         losses = {name: F.cross_entropy(logits, batch["target"]) for name, logits in self(batch).items()}
+        if self.monitor is not None:
+            self.measure(losses, self.monitor)
         self.descend(losses["fused"])
         self.log_losses(losses, batch)
+
+    def measure(self, losses: dict[str, Tensor], monitor: ConflictMonitor) -> None:
+        """Record how the gradients of the joint loss and of each slice's loss agree on the slice's encoder."""
+        for modality, encoder in self.encoders.items():
+            parameters = list(encoder.parameters())
+            pair = [torch.autograd.grad(losses[name], parameters, retain_graph=True) for name in ("fused", modality)]
+            products = gramian(pair)
+            monitor.update(AlignmentStats(modality, (f"{modality} alone",), products, products.new_tensor([1, 0])))

@@ -1,0 +1,173 @@
+"""DI-MML: encoders that learn apart and lend each other their best dimensions, then a head on the frozen features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from ..data.module import Batch, TabularImageData
+from ..options import Options
+from .base import Logits, Method, Stage
+
+_AT_ONCE = 64  # dimensions classified at once, which bounds the memory of the index pass
+
+
+@dataclass(frozen=True)
+class DIMMLSettings:
+    """Stages, loss weights and temperatures."""
+
+    encoder_epochs: PositiveInt | None = None
+    """Epochs of the encoders' stage; default as many as --epochs gives the fusion stage."""
+    shared_weight: NonNegativeFloat = 1.0
+    """Weight of the two losses of the head that both modalities share (lambda)."""
+    contrast_start: ClosedUnitInterval = 0.15
+    """Share of the encoders' stage before the contrast of dimensions begins; 1 is never. The released code begins at
+    epoch 20 of 150."""
+    temperature: PositiveFloat = 10.0
+    """Temperature of the contrast (tau); 10 to 50 in the released code, by data set."""
+    confidence_temperature: PositiveFloat = 1.0
+    """Temperature of the weights of the three predictions (tau_2); 1 or 3 in the released code, by data set."""
+
+
+class DIMML(Method):
+    """DI-MML (Fan et al., ACM MM 2024, arXiv 2407.19514; code fanyunfeng-bit/DI-MML).
+
+    Stage "encoders", with heads h_I, h_T and a shared h_S on features u_I, u_T:
+
+        L = CE(h_I(u_I)) + CE(h_T(u_T)) + lambda [CE(h_S(u_I)) + CE(h_S(u_T))] + L_DUC   (L_DUC from epoch E_0 on)
+        L_DUC = -mean_i log (exp(s_ii) / sum_j exp(s_ij)) + the same with I and T swapped,
+        s_ij = u_I(i) . sg u_T(j) / tau, a product over the dimensions S_T alone
+
+    At E_0 every single dimension classifies the training rows by its nearest class mean. D_m are the dimensions of
+    modality m that are right more often than its average one, S_T = D_T without D_I, S_I = D_I without D_T: in S_T the
+    image learns from the table, in S_I the table from the image. The rows are a training epoch's, augmented alike.
+
+    Stage "fusion", encoders and all heads frozen: CE of a linear head H on [u_I, u_T]. `--epochs` is its length; the
+    encoders' stage has as many more by default, and costs most of the time.
+
+    Reports fused, sum_k w_k z_k over the logits of k in {h_I, h_T, H} with w = softmax_k(max softmax(z_k) / tau_2),
+    image (h_I) and table (h_T). The last two do not change any more in the epochs that are compared.
+    """
+
+    Settings = DIMMLSettings
+    image_only: Tensor
+    table_only: Tensor
+
+    def __init__(self, data: TabularImageData, options: Options) -> None:
+        super().__init__(data, options)
+        self.heads = nn.ModuleDict({modality: nn.Linear(self.width, self.classes) for modality in self.modalities})
+        self.shared_head = nn.Linear(self.width, self.classes)
+        self.joint_head = nn.Linear(2 * self.width, self.classes)
+        self.register_buffer("image_only", torch.zeros(self.width, dtype=torch.bool))  # S_I
+        self.register_buffer("table_only", torch.zeros(self.width, dtype=torch.bool))  # S_T
+
+    def stages(self) -> list[Stage]:
+        """The encoders with their heads, then the joint head."""
+        epochs = self.settings.encoder_epochs or self.options.epochs
+        return [
+            Stage("encoders", epochs, [self.encoders, self.heads, self.shared_head]),
+            Stage("fusion", self.options.epochs, [self.joint_head]),
+        ]
+
+    @property
+    def contrast_epoch(self) -> int:
+        """E_0, in the encoders' stage."""
+        return round(self.settings.contrast_start * self.stages()[0].epochs)
+
+    def on_train_epoch_start(self) -> None:
+        """Find the dimensions to contrast when it is time."""
+        super().on_train_epoch_start()
+        if self.stage.name == "encoders" and self.stage_epoch == self.contrast_epoch:
+            self.find_dimensions()
+
+    def forward(self, batch: Batch) -> Logits:
+        """Logits (B, C) under "fused", "image" and "table"."""
+        features = self.features(batch)
+        logits = {modality: head(features[modality]) for modality, head in self.heads.items()}
+        voices = torch.stack([*logits.values(), self.joint_head(torch.cat(list(features.values()), dim=1))])
+        weights = confidence_weights(voices, self.settings.confidence_temperature)
+        return {"fused": (weights.unsqueeze(-1) * voices).sum(dim=0), **logits}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One step on the losses of the stage."""
+        features, target = self.features(batch), batch["target"]
+        losses = {name: F.cross_entropy(head(features[name]), target) for name, head in self.heads.items()}
+        if self.stage.name == "fusion":
+            losses["fused"] = F.cross_entropy(self.joint_head(torch.cat(list(features.values()), dim=1)), target)
+            self.descend(losses["fused"])
+        else:
+            loss = losses["image"] + losses["table"]
+            shared = [F.cross_entropy(self.shared_head(values), target) for values in features.values()]
+            losses["shared"] = torch.stack(shared).sum()
+            loss = loss + self.settings.shared_weight * losses["shared"]
+            if self.stage_epoch >= self.contrast_epoch:
+                losses["contrast"] = self.contrast(features["image"], features["table"])
+                loss = loss + losses["contrast"]
+            self.descend(loss)
+        self.log_losses(losses, batch)
+
+    def features(self, batch: Batch) -> dict[str, Tensor]:
+        """Features (B, width) by modality."""
+        return {modality: encoder(batch[modality]) for modality, encoder in self.encoders.items()}
+
+    def contrast(self, image: Tensor, table: Tensor) -> Tensor:
+        """L_DUC of features (B, width); log B for each direction that has no dimension."""
+        temperature = self.settings.temperature
+        return contrast(image, table, self.table_only, temperature) + contrast(
+            table, image, self.image_only, temperature
+        )
+
+    @torch.no_grad()
+    def find_dimensions(self) -> None:
+        """Set S_I and S_T by the accuracy of every dimension on the training rows."""
+        features: dict[str, list[Tensor]] = {modality: [] for modality in self.modalities}
+        targets = []
+        self.encoders.eval()
+        for batch in self.trainer.datamodule.train_dataloader():
+            targets.append(batch["target"])
+            for modality, encoder in self.encoders.items():
+                features[modality].append(encoder(batch[modality].to(self.log_prior)).cpu())
+        self.encoders.train()
+        accuracies = {
+            name: accuracies_alone(torch.cat(values), torch.cat(targets)) for name, values in features.items()
+        }
+        better = {modality: accuracy > accuracy.mean() for modality, accuracy in accuracies.items()}
+        self.image_only.copy_(better["image"] & ~better["table"])
+        self.table_only.copy_(better["table"] & ~better["image"])
+
+
+def contrast(learner: Tensor, other: Tensor, dimensions: Tensor, temperature: float) -> Tensor:
+    """How badly features (B, D) find the other modality's, which stay, of the same row: cross-entropy over the batch.
+
+    Args:
+        learner: features that get the gradient.
+        other: features that get none.
+        dimensions: bool (D,), those that count.
+        temperature: divides the inner products.
+    """
+    similarity = (learner * dimensions / temperature) @ other.detach().T
+    return F.cross_entropy(similarity, torch.arange(len(learner), device=learner.device))
+
+
+def confidence_weights(logits: Tensor, temperature: float) -> Tensor:
+    """Weights (P, B) that add up to 1 for P predictions (P, B, C), by the probability of their likeliest class."""
+    confidence = logits.softmax(dim=-1).amax(dim=-1)
+    return (confidence / temperature).softmax(dim=0)
+
+
+def accuracies_alone(features: Tensor, target: Tensor) -> Tensor:
+    """Accuracy (D,) of the nearest class mean in each single dimension of features (N, D), for classes (N,)."""
+    _, target, counts = target.unique(return_inverse=True, return_counts=True)  # a class without rows has no mean
+    accuracies = []
+    for chunk in features.split(_AT_ONCE, dim=1):
+        means = chunk.new_zeros(len(counts), chunk.shape[1]).index_add_(0, target, chunk) / counts.unsqueeze(1)
+        # Sorted means and the borders halfway between them: a search instead of N x C x D distances.
+        means, order = means.T.sort(dim=1, stable=True)
+        borders = (means[:, 1:] + means[:, :-1]) / 2
+        nearest = order.gather(1, torch.searchsorted(borders.contiguous(), chunk.T.contiguous()))
+        accuracies.append((nearest == target).double().mean(dim=1))
+    return torch.cat(accuracies)

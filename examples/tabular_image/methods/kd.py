@@ -1,0 +1,97 @@
+"""Knowledge distillation (KD): a table model teaches the image model, which is alone at test time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from ..data.module import Batch, TabularImageData
+from ..options import Options, Share
+from .base import Logits, Method, Stage
+
+
+@dataclass(frozen=True)
+class KDSettings:
+    """Teacher and distillation."""
+
+    weight: ClosedUnitInterval = 0.5
+    """Weight of the distillation (lambda); that of the cross-entropy is 1 - weight."""
+    temperature: PositiveFloat = 4.0
+    """Temperature T of the distillation."""
+    teacher_epochs: PositiveInt = 20
+    """Epochs of the teacher's stage, before those of --epochs."""
+    teacher_dropout: Share = 0.5
+    """Share of its features that the teacher misses in training, so that it is less sure of the rows it has seen."""
+
+
+class KD(Method):
+    """Distillation from a table model g to an image model f, the baseline KD of Jiang et al.
+
+    Source: "On Transferring Expert Knowledge from Tabular Data to Images" (UniReps workshop 2023, PMLR 243), Eq. 2,
+    which gives neither lambda nor T, and names LightGBM as an example of g. Here g is the table encoder with a linear
+    head; lambda and T are choices.
+
+        L = (1 - lambda) CE(f(x_I), y) + lambda T^2 KL(softmax(g(x_T) / T) || softmax(f(x_I) / T))
+
+    Stage "teacher" trains g by cross-entropy. Stage "student" freezes it and trains f, for `--epochs`; with lambda = 0
+    it is the only stage, and the run is that of method `image`.
+
+    Reports image. Fused and table cells are empty, since no table is there at test time.
+    """
+
+    Settings = KDSettings
+
+    def __init__(self, data: TabularImageData, options: Options) -> None:
+        super().__init__(data, options)
+        self.head = nn.Linear(self.width, self.classes)  # first, to start as that of method `image` does
+        self.teacher_head = nn.Sequential(
+            nn.Dropout(self.settings.teacher_dropout), nn.Linear(self.width, self.classes)
+        )
+
+    def stages(self) -> list[Stage]:
+        """The teacher, then the student."""
+        student = Stage("student", self.options.epochs, [self.encoders["image"], self.head])
+        if self.settings.weight == 0:
+            return [student]
+        return [Stage("teacher", self.settings.teacher_epochs, [self.encoders["table"], self.teacher_head]), student]
+
+    def forward(self, batch: Batch) -> Logits:
+        """Logits (B, C) under "image"; the table is never looked at."""
+        return {"image": self.head(self.encoders["image"](batch["image"]))}
+
+    def teach(self, batch: Batch) -> Tensor:
+        """The teacher's logits (B, C)."""
+        logits: Tensor = self.teacher_head(self.encoders["table"](batch["table"]))
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One step of the teacher or of the student."""
+        target = batch["target"]
+        if self.stage.name == "teacher":
+            losses = {"teacher": F.cross_entropy(self.teach(batch), target)}
+            self.descend(losses["teacher"])
+        else:
+            weight, logits = self.settings.weight, self(batch)["image"]
+            losses = {
+                "image": F.cross_entropy(logits, target),
+                "distillation": distillation(logits, self.teach(batch), self.settings.temperature),
+            }
+            self.descend((1 - weight) * losses["image"] + weight * losses["distillation"])
+        self.log_losses(losses, batch)
+
+
+def distillation(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)) of logits (B, C), the mean over the batch.
+
+    The teacher gets no gradient.
+    """
+    divergence = F.kl_div(
+        (student / temperature).log_softmax(dim=1),
+        (teacher.detach() / temperature).log_softmax(dim=1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return temperature**2 * divergence

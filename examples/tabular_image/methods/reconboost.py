@@ -1,0 +1,137 @@
+"""ReconBoost: modalities take turns to boost each other, and a joint phase after every turn corrects their sum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from ..data.module import Batch, TabularImageData
+from ..options import Options
+from .base import Logits, Method, Stage
+
+_HIDDEN = 256
+
+
+@dataclass(frozen=True)
+class ReconBoostSettings:
+    """Rounds and loss weights."""
+
+    pretraining_epochs: PositiveInt = 10
+    """Epochs of the pretraining, before those of --epochs."""
+    turn_epochs: PositiveInt = 1
+    """Epochs of one modality's own phase (E_1); 4 in the released code, over hundreds of rounds."""
+    joint_epochs: PositiveInt = 1
+    """Epochs of the joint phase after it (E_2); 4 in the released code."""
+    label_weight: PositiveFloat = 4.0
+    """Weight of the cross-entropy in a modality's own phase (w_1)."""
+    residual_weight: NonNegativeFloat = 1.0
+    """How much less a sample counts where the other modality is right already (w_2); as label_weight, it is the pure
+    boosting residual."""
+    divide_by_classes: bool = False
+    """Divide the loss of the own phase by the number of classes, as the released code does: smaller steps of sgd, next
+    to nothing under adam and adamw."""
+    memory: NonNegativeFloat = 0.0
+    """A variant: weight of the squared distance between the modality's probabilities and the other's. The released
+    code has it with weight 0.5 and detaches both sides, so that it has no gradient there; here it has."""
+    fresh_optimizer: bool = False
+    """Begin every phase with an optimizer without memory, as the released code does."""
+
+
+class ReconBoost(Method):
+    """ReconBoost (Hua et al., ICML 2024; code huacong/ReconBoost).
+
+    Both modalities share a head width -> 256 -> ReLU -> C. With logits z_I, z_T, the prediction is F = eta (z_I + z_T)
+    with a learnable eta, at first 1.
+
+    Stage "pretraining": CE(z_I) + CE(z_T), without which the first turns would boost a random partner; here through the
+    shared head. Stage "boosting", of `--epochs`, in rounds: modality m (image, table, image, ...) has E_1 epochs for
+    its encoder and the head,
+
+        L = mean_i (w_1 - w_2 q_i) CE_i(z_m),   q_i = sg softmax(eta z_other)_{y_i}
+
+    and then all parts and eta have E_2 epochs for CE(F). In the first phase the other encoder is frozen, in eval mode.
+
+    Reports fused (F), image (z_I) and table (z_T); the authors' unimodal figures are linear probes instead.
+    """
+
+    Settings = ReconBoostSettings
+
+    def __init__(self, data: TabularImageData, options: Options) -> None:
+        super().__init__(data, options)
+        self.head = nn.Sequential(nn.Linear(self.width, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, self.classes))
+        self.rate = Rate()
+
+    def stages(self) -> list[Stage]:
+        """Pretraining, then the rounds."""
+        return [
+            Stage("pretraining", self.settings.pretraining_epochs, [self.encoders, self.head]),
+            Stage("boosting", self.options.epochs, [self.encoders, self.head, self.rate]),
+        ]
+
+    @property
+    def turn(self) -> str | None:
+        """The modality whose own phase the epoch belongs to; None in the joint phase and in pretraining."""
+        if self.stage.name == "pretraining":
+            return None
+        turn_epochs, joint_epochs = self.settings.turn_epochs, self.settings.joint_epochs
+        number, epoch = divmod(self.stage_epoch, turn_epochs + joint_epochs)
+        return self.modalities[number % 2] if epoch < turn_epochs else None
+
+    def other(self, modality: str) -> str:
+        """The modality that is not this one."""
+        return next(name for name in self.modalities if name != modality)
+
+    def on_train_epoch_start(self) -> None:
+        """Freeze the encoder that is idle in a modality's own phase."""
+        super().on_train_epoch_start()
+        if self.turn is not None:
+            self.encoders[self.other(self.turn)].eval().requires_grad_(False)
+        if self.settings.fresh_optimizer and self.stage.name == "boosting":
+            turn_epochs, joint_epochs = self.settings.turn_epochs, self.settings.joint_epochs
+            if self.stage_epoch % (turn_epochs + joint_epochs) in (0, turn_epochs):
+                self.optimizer.state.clear()
+
+    def forward(self, batch: Batch) -> Logits:
+        """Logits (B, C) under "fused", "image" and "table"."""
+        logits = {modality: self.head(encoder(batch[modality])) for modality, encoder in self.encoders.items()}
+        return {"fused": self.rate(logits["image"] + logits["table"]), **logits}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One step on the loss of the phase."""
+        logits, target = self(batch), batch["target"]
+        losses = {name: F.cross_entropy(values, target) for name, values in logits.items()}
+        if self.stage.name == "pretraining":
+            self.descend(losses["image"] + losses["table"])
+        elif self.turn is None:
+            self.descend(losses["fused"])
+        else:
+            self.descend(self.turn_loss(logits[self.turn], logits[self.other(self.turn)].detach(), target))
+        self.log_losses(losses, batch)
+
+    def turn_loss(self, logits: Tensor, other: Tensor, target: Tensor) -> Tensor:
+        """Loss of the logits (B, C) of the modality in turn, given the other's, which get no gradient."""
+        settings = self.settings
+        known = self.rate(other).softmax(dim=1).detach().gather(1, target.unsqueeze(1)).squeeze(1)
+        weights = settings.label_weight - settings.residual_weight * known
+        loss = (weights * F.cross_entropy(logits, target, reduction="none")).mean()
+        if settings.divide_by_classes:
+            loss = loss / self.classes
+        if settings.memory:
+            loss = loss + settings.memory * F.mse_loss(logits.softmax(dim=1), other.detach().softmax(dim=1))
+        return loss
+
+
+class Rate(nn.Module):
+    """Multiplies by a learnable eta, at first 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eta = nn.Parameter(torch.ones(()))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Values of any shape, times eta."""
+        return self.eta * values
