@@ -26,7 +26,7 @@ SETS: dict[str, dict[str, Any]] = {
     "leaves100-texture": {**_LEAVES, "table": "texture"},
     "leaves100-margin": {**_LEAVES, "table": "margin"},
     "fashion": {"dataset": "fashion", "epochs": 5},
-    "houses": {"dataset": "houses", "epochs": 15, "folds": 5, "validation": 0.15, "image_size": 48},  # 24 a view
+    "houses": {"dataset": "houses", "epochs": 10, "folds": 5, "validation": 0.15},
     **{name: {"dataset": name, "epochs": 15, "image_size": None} for name in ("dvm", "celeba", "sun", "digits")},
 }
 
