@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 from comparison import compare
 from jsonargparse import auto_cli
+from jsonargparse.typing import PositiveInt
 from matplotlib.figure import Figure
 from output import RESULTS, write
 from protocol import RECIPES, Row, base_options, repeated, row_options
@@ -29,7 +30,7 @@ PREDICTIONS = ("fused", "image", "table")
 
 def main(
     sets: Sequence[str] = ("leaves100-texture",),
-    seeds: int = 5,
+    seeds: PositiveInt = 5,
     recipe: str = "adamw 0.003",
     results: str = str(RESULTS / "runs.csv"),
     out: str = str(RESULTS),

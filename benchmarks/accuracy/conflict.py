@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 from jsonargparse import auto_cli
+from jsonargparse.typing import PositiveInt
 from matplotlib.figure import Figure
 from output import RESULTS, write
 from protocol import RECIPES, Row, base_options, repeated, row_options
@@ -28,7 +29,7 @@ _BINS = 40
 
 def main(
     sets: Sequence[str] = ("leaves100-texture",),
-    seeds: int = 3,
+    seeds: PositiveInt = 3,
     recipe: str = "adamw 0.003",
     results: str = str(RESULTS / "runs.csv"),
     out: str = str(RESULTS),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 from jsonargparse import auto_cli
+from jsonargparse.typing import PositiveInt
 from matplotlib.figure import Figure
 from output import RESULTS, write
 from protocol import ROWS, base_options, known_rows
@@ -22,8 +23,8 @@ from table1 import chosen_runs
 def main(
     sets: Sequence[str] = ("leaves100-texture", "leaves100-margin", "fashion", "houses"),
     rows: list[str] | None = None,
-    seeds: int = 5,
-    trials: int = 3,
+    seeds: PositiveInt = 5,
+    trials: PositiveInt = 3,
     results: str = str(RESULTS / "runs.csv"),
     out: str = str(RESULTS),
     train: bool = True,

@@ -77,7 +77,7 @@ ROWS: dict[str, Row] = {
     "gaal-dualfloor": Row("gaal", settings={"rule": "dualfloor"}, searched=_GAAL),
     "gaal-update": Row("gaal", settings={"align": "update"}, searched=_GAAL),
     "kd": Row("kd", _MISSING, paper="KD"),
-    "mfh": Row("mfh", _MISSING, paper="MFH"),
+    "mfh": Row("mfh", _MISSING, paper="MFH", searched={"removed": (0.25, 0.5, 0.75)}),
     "fmr": Row("fmr", _MISSING, paper="FMR"),
     "mmcl": Row("mmcl", _MISSING, paper="MMCL"),
     "charms": Row("charms", _MISSING, paper="CHARMS"),

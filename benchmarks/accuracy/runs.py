@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "examples"))
@@ -139,8 +140,8 @@ class Machine:
 
     data_root: str = "data"
     folder: str = "runs/accuracy"
-    jobs: int = 2
-    gpus: int = 0
+    jobs: PositiveInt = 2
+    gpus: NonNegativeInt = 0
     progress: bool = True
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 from jsonargparse import auto_cli
+from jsonargparse.typing import PositiveInt
 from matplotlib.figure import Figure
 from output import RESULTS, write
 from protocol import RECIPES, Row, base_options, repeated, row_options
@@ -29,7 +30,7 @@ PREDICTIONS = {"fused": "black", "image": "tab:blue", "table": "tab:orange"}
 
 def main(
     sets: Sequence[str] = ("leaves100-texture",),
-    seeds: int = 3,
+    seeds: PositiveInt = 3,
     recipe: str = "adamw 0.003",
     results: str = str(RESULTS / "runs.csv"),
     out: str = str(RESULTS),

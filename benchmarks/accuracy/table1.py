@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 from comparison import compare
 from jsonargparse import auto_cli
+from jsonargparse.typing import PositiveInt
 from output import RESULTS, write
 from protocol import REFERENCE, ROWS, Search, base_options, known_rows, paper_figures, repeated
 from runs import FUSIONS, Machine, Results, Run, complete
@@ -24,8 +25,8 @@ from tabular_image.options import Options
 def main(
     sets: Sequence[str] = ("leaves100-texture", "leaves100-margin", "fashion", "houses"),
     rows: list[str] | None = None,
-    seeds: int = 5,
-    trials: int = 3,
+    seeds: PositiveInt = 5,
+    trials: PositiveInt = 3,
     results: str = str(RESULTS / "runs.csv"),
     out: str = str(RESULTS),
     train: bool = True,

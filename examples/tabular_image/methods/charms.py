@@ -1,0 +1,216 @@
+"""CHARMS: groups of the image's channels are paired with the table's columns and learn to predict them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import ot
+import torch
+import torch.nn.functional as F
+from jsonargparse.typing import NonNegativeFloat, PositiveInt
+from rtdl_revisiting_models import FTTransformer
+from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
+from torch import Tensor, nn
+
+from ..data.module import Batch, TabularImageData
+from ..options import Options
+from .base import Logits, Method
+
+
+@dataclass(frozen=True)
+class CHARMSSettings:
+    """Weights of the losses and the pairing; the workshop version has all weights 1 and sums over the columns."""
+
+    table_weight: NonNegativeFloat = 0.6
+    """Weight of the table model's cross-entropy."""
+    numeric_weight: NonNegativeFloat = 0.03
+    """Weight of the squared error of the numeric columns, their mean."""
+    categorical_weight: NonNegativeFloat = 0.03
+    """Weight of the cross-entropy of the categorical columns, their mean."""
+    interval: PositiveInt = 5
+    """Epochs between two pairings; before the first one, all channels predict all columns."""
+    clusters: PositiveInt = 40
+    """Groups of channels, at most."""
+    rows: PositiveInt = 512
+    """Training rows that a pairing is made from, at most."""
+
+
+class CHARMS(Method):
+    """Channel-tabular alignment by optimal transport (Jiang et al., ICML 2024; code repository RyanJJP/CHARMS).
+
+    With u the image's features, f the image classifier, g an FT-Transformer on the table, h_i a linear head of column i
+    and a_i in {0, 1}^width its channels:
+
+        L = CE(f(u), y) + 0.6 CE(g(x_T), y) + 0.03 mean_num MSE(h_i(a_i * u), x_i) + 0.03 mean_cat CE(h_i(a_i * u), x_i)
+
+    Every five epochs `pair_channels` sets a from training rows: a column keeps the groups of channels that similarities
+    between rows match its own best. f is two linear layers without a nonlinearity, as in the repository. g shares
+    nothing with the image: it learns the columns' tokens that the pairing compares. The repository pairs on the
+    validation rows, all of them; training rows keep the validation clean, and 512 bound the cost.
+
+    Reports the image, f; fused and table cells are empty, since no table is there at test time.
+
+    Attributes:
+        channels: a, bool (columns, width).
+    """
+
+    Settings = CHARMSSettings
+    modalities = ("image",)
+    channels: Tensor
+
+    def __init__(self, data: TabularImageData, options: Options) -> None:
+        super().__init__(data, options)
+        self.head = nn.Sequential(nn.Linear(self.width, self.width // 2), nn.Linear(self.width // 2, self.classes))
+        widths = [column.stop - column.start for column in data.table_columns]
+        self.categories = [
+            width for column, width in zip(data.table_columns, widths, strict=True) if column.categorical
+        ]
+        self.numbers = len(widths) - len(self.categories)  # the first columns of the encoded table
+        self.table_model = FTTransformer(
+            n_cont_features=self.numbers,
+            cat_cardinalities=self.categories,
+            d_out=self.classes,
+            n_blocks=2,
+            d_block=8,
+            attention_n_heads=8,
+            attention_dropout=0.1,
+            ffn_d_hidden=6,
+            ffn_d_hidden_multiplier=None,
+            ffn_dropout=0.2,
+            residual_dropout=0.0,
+        )
+        # All heads in one layer, laid out as the encoded table.
+        self.attribute_heads = nn.Linear(self.width, data.table_width)
+        self.register_buffer("channels", torch.ones(len(widths), self.width, dtype=torch.bool))
+        self.register_buffer("head_of", torch.arange(len(widths)).repeat_interleave(torch.tensor(widths)), False)
+
+    def forward(self, batch: Batch) -> Logits:
+        """Logits (B, C) under "image"; the table is never looked at."""
+        return {"image": self.head(self.encoders["image"](batch["image"]))}
+
+    def on_train_epoch_start(self) -> None:
+        """Pair channels and columns anew, every `interval` epochs."""
+        if self.stage_epoch and self.stage_epoch % self.settings.interval == 0:
+            self.eval()
+            self.pair(self.trainer.datamodule.train_dataloader())
+        super().on_train_epoch_start()
+
+    @torch.no_grad()
+    def pair(self, batches: Iterable[Batch]) -> None:
+        """Set `channels` from the first rows of some batches, with the networks as they are."""
+        tables: list[Tensor] = []
+        maps: list[Tensor] = []
+        for batch in batches:
+            tables.append(batch["table"].to(self.log_prior))
+            maps.append(self.encoders["image"].maps(batch["image"].to(self.log_prior)))
+            if sum(map(len, tables)) >= self.settings.rows:
+                break
+        rows = slice(self.settings.rows)
+        compared = self.tokens(torch.cat(tables)[rows]), torch.cat(maps)[rows]
+        if all(values.isfinite().all() for values in compared):  # else the training has diverged
+            paired = pair_channels(*(values.cpu().numpy() for values in compared), self.settings.clusters)
+            self.channels.copy_(torch.from_numpy(paired))
+
+    def columns(self, table: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Numbers (B, numbers) and categories (B, categories) of encoded rows; None where there is no such column."""
+        numbers, one_hot = table.split([self.numbers, sum(self.categories)], dim=1)
+        codes = [block.argmax(dim=1) for block in one_hot.split(self.categories, dim=1)] if self.categories else []
+        return numbers if self.numbers else None, torch.stack(codes, dim=1) if codes else None
+
+    def tokens(self, table: Tensor) -> Tensor:
+        """The table model's embedding (B, columns, 8) of each column, before its blocks."""
+        model = self.table_model
+        embeddings = zip((model.cont_embeddings, model.cat_embeddings), self.columns(table), strict=True)
+        return torch.cat([embed(values) for embed, values in embeddings if embed is not None], dim=1)
+
+    def attributes(self, features: Tensor) -> Tensor:
+        """What the heads predict (B, D) from features (B, width), each from its own channels."""
+        # Masked weights of one layer are masked features of many.
+        weight = self.attribute_heads.weight * self.channels[self.head_of]
+        return F.linear(features, weight, self.attribute_heads.bias)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The four losses by name, those of absent kinds of columns left out."""
+        table, target = batch["table"], batch["target"]
+        features = self.encoders["image"](batch["image"])
+        losses = {
+            "image": F.cross_entropy(self.head(features), target),
+            "table": F.cross_entropy(self.table_model(*self.columns(table)), target),
+        }
+        layout = [self.numbers, *self.categories]
+        predicted, blocks = self.attributes(features).split(layout, dim=1), table.split(layout, dim=1)
+        if self.numbers:
+            losses["numeric"] = F.mse_loss(predicted[0], blocks[0])
+        if self.categories:
+            pairs = zip(predicted[1:], blocks[1:], strict=True)
+            losses["categorical"] = torch.stack([F.cross_entropy(logits, one_hot) for logits, one_hot in pairs]).mean()
+        return losses
+
+    def total(self, losses: dict[str, Tensor]) -> Tensor:
+        """Their weighted sum."""
+        weights = {name: getattr(self.settings, f"{name}_weight", 1.0) for name in losses}
+        return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One step on all losses."""
+        losses = self.losses(batch)
+        self.descend(self.total(losses))
+        self.log_losses(losses, batch)
+
+
+def pair_channels(tokens: np.ndarray, maps: np.ndarray, clusters: int) -> np.ndarray:
+    """Which channels each column keeps: those of the groups that the transport plan connects it with.
+
+    A group is a cluster of channels by their values over rows and positions, and has the values of its centre.
+
+    Args:
+        tokens: (N, columns, E), of N rows.
+        maps: Feature maps (N, channels, H, W) of the same rows.
+        clusters: Groups, at most; there are no more than different channels.
+
+    Returns:
+        Bool (columns, channels), with at least one in each row and in each column.
+    """
+    rows, channels = maps.shape[:2]
+    vectors = maps.swapaxes(0, 1).reshape(channels, -1).astype(np.float64)
+    clusters = min(clusters, len(np.unique(vectors, axis=0)))
+    # Several threads would add in any order, and a resumed run would differ in the last digit.
+    with threadpool_limits(limits=1, user_api="openmp"):
+        groups = KMeans(clusters, n_init="auto", random_state=0).fit(vectors)
+    centres = groups.cluster_centers_.reshape(clusters, rows, -1)
+    plan = transport_plan(similarity_cost(tokens.swapaxes(0, 1).astype(np.float64), centres))
+    # A vertex of the polytope has multiples of 1 / (columns * clusters): half of one tells zero from rounding.
+    paired: np.ndarray = (plan > 0.5 / plan.size)[:, groups.labels_]
+    return paired
+
+
+def similarity_cost(columns: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Squared Frobenius distance between the Gram matrices X X^T / |X|_F^2 of columns and of groups.
+
+    Args:
+        columns: A matrices X (N, E) in one array (A, N, E).
+        groups: J matrices (N, P) in one array (J, N, P).
+
+    Returns:
+        Array (A, J).
+    """
+    columns, groups = (matrices / np.maximum(_norm(matrices), np.finfo(float).tiny) for matrices in (columns, groups))
+    # |X X^T - Y Y^T|^2 = |X^T X|^2 + |Y^T Y|^2 - 2 |X^T Y|^2 in Frobenius norms, without a matrix of rows by rows.
+    own = [_norm(matrices.swapaxes(1, 2) @ matrices)[:, 0, 0] ** 2 for matrices in (columns, groups)]
+    shared = np.stack([(np.einsum("ane,np->aep", columns, group, optimize=True) ** 2).sum((1, 2)) for group in groups])
+    return np.maximum(own[0][:, None] + own[1] - 2 * shared.T, 0)
+
+
+def _norm(matrices: np.ndarray) -> np.ndarray:
+    norm: np.ndarray = np.linalg.norm(matrices, axis=(1, 2), keepdims=True)
+    return norm
+
+
+def transport_plan(cost: np.ndarray) -> np.ndarray:
+    """The cheapest plan (A, J) between uniform marginals for a cost (A, J), exact."""
+    columns, groups = cost.shape
+    plan: np.ndarray = ot.emd(ot.unif(columns), ot.unif(groups), cost, numItermax=1_000_000)
+    return plan

@@ -1,0 +1,101 @@
+"""FMR: the table's columns are wired into the output layer, and knocked out until the image stands alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat
+from torch import Tensor, nn
+
+from ..data.module import Batch, TabularImageData
+from ..options import Options
+from .base import Logits, Method
+
+
+@dataclass(frozen=True)
+class FMRSettings:
+    """The knockdown's schedule and the table's reconstruction."""
+
+    joint: ClosedUnitInterval = 1 / 3
+    """Share of the epochs, at the start, with all columns wired in."""
+    knockdown: ClosedUnitInterval = 1 / 3
+    """Share of the epochs after these that remove the columns, as many in each; in the rest (at least the last epoch)
+    the image is alone, and only epochs of the rest are validated."""
+    reconstruction: NonNegativeFloat = 0.1
+    """Weight of the table's reconstruction from the image's features, averaged over rows and columns."""
+
+
+class FMR(Method):
+    """Fixed model reuse (Yang et al., AAAI 2017), as Jiang et al. (UniReps 2023, PMLR 243) state it for tables.
+
+    With f the image classifier on its features u and x the encoded table row (D),
+
+        L = CE(f + (m * x) V, y) + r / 2 * mean (x - u R)^2,    m in {0, 1}^D.
+
+    All columns are wired in at first; then the survivors of the smallest |V_d| are removed, epoch by epoch, until m = 0
+    and L's first term is that of the image baseline. A column never returns. V starts at zero. The schedule, the
+    averaging and r are choices, since the sources give none; a column is one of the encoded table, so that the
+    categories of a column go one by one. A training is one stage: the optimizer keeps its state when m reaches zero.
+
+    Reports the image, f; fused and table cells are empty, since no table is there at test time.
+
+    Attributes:
+        kept: m, bool (D,).
+    """
+
+    Settings = FMRSettings
+    modalities = ("image",)
+    kept: Tensor
+
+    def __init__(self, data: TabularImageData, options: Options) -> None:
+        super().__init__(data, options)
+        # The head first: it draws what the image baseline's does.
+        self.head = nn.Linear(self.width, self.classes)
+        self.wires = nn.Linear(data.table_width, self.classes, bias=False)
+        nn.init.zeros_(self.wires.weight)
+        self.reconstruction = nn.Linear(self.width, data.table_width, bias=False)
+        self.register_buffer("kept", torch.ones(data.table_width, dtype=torch.bool))
+
+    def forward(self, batch: Batch) -> Logits:
+        """Logits (B, C) under "image"; the table is never looked at."""
+        return {"image": self.head(self.encoders["image"](batch["image"]))}
+
+    def wired_logits(self, features: Tensor, table: Tensor) -> Tensor:
+        """Logits (B, C) of the image's features and the columns that are left."""
+        logits: Tensor = self.head(features) + self.wires(table * self.kept)
+        return logits
+
+    @property
+    def selecting(self) -> bool:
+        """Only the epochs of the image alone may be tested."""
+        return super().selecting and not self.kept.any()
+
+    def on_train_epoch_start(self) -> None:
+        """Remove the epoch's share of the columns."""
+        super().on_train_epoch_start()
+        epochs, settings = self.options.epochs, self.settings
+        alone = min(round(epochs * (settings.joint + settings.knockdown)), epochs - 1)
+        joint = min(round(epochs * settings.joint), alone)
+        # Equal parts go at the start of the epochs joint, ..., alone, and none is left after that of the last.
+        removed = (self.stage_epoch - joint + 1) / (alone - joint + 1)
+        removed = min(max(removed, 0), 1)
+        self.keep(round(len(self.kept) * (1 - removed)))
+
+    def keep(self, count: int) -> None:
+        """Keep, of the columns that are left, at most so many: those of the largest norm in V."""
+        norms = self.wires.weight.detach().norm(dim=0).masked_fill(~self.kept, -1)
+        largest = torch.zeros_like(self.kept)
+        largest[norms.topk(count).indices] = True
+        self.kept &= largest
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One step on the cross-entropy of both parts and the reconstruction."""
+        features, table = self.encoders["image"](batch["image"]), batch["table"]
+        losses = {
+            "image": F.cross_entropy(self.wired_logits(features, table), batch["target"]),
+            "reconstruction": F.mse_loss(self.reconstruction(features), table) / 2,
+        }
+        self.descend(losses["image"] + self.settings.reconstruction * losses["reconstruction"])
+        self.log_losses(losses, batch)

@@ -1,0 +1,56 @@
+"""Maximum (MF): the larger of the modalities' features at each place, and one linear classifier, trained jointly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data.module import Batch, TabularImageData
+from ..options import Options
+from .base import Logits, Method
+
+
+@dataclass(frozen=True)
+class MaximumSettings:
+    """Fusion."""
+
+    projection: Literal["linear", "identity"] = "linear"
+    """What the image features pass before the maximum: a linear layer, or nothing."""
+
+
+class Maximum(Method):
+    """Cross-entropy on z = W max(P u_I, u_T) + b, with the element-wise maximum.
+
+    P is linear, as in TIP's code (Du et al., ECCV 2024; siyi-wind/TIP, MultimodalModel.py). Without it, as in the
+    commented lines of njustkmg/ICME26-GAAL, negative features of the table never pass the maximum: u_I is a mean of
+    outputs of ReLU, which has no negative values, while u_T has.
+
+    Reports fused. Image and table cells are empty: the maximum over one modality would need a made-up other.
+    """
+
+    Settings = MaximumSettings
+
+    def __init__(self, data: TabularImageData, options: Options) -> None:
+        super().__init__(data, options)
+        self.projection = nn.Linear(self.width, self.width) if self.settings.projection == "linear" else nn.Identity()
+        self.head = nn.Linear(self.width, self.classes)
+
+    def forward(self, batch: Batch) -> Logits:
+        """Logits (B, C) under "fused"."""
+        features = {modality: encoder(batch[modality]) for modality, encoder in self.encoders.items()}
+        return {"fused": self.fuse(features["image"], features["table"])}
+
+    def fuse(self, image: Tensor, table: Tensor) -> Tensor:
+        """Logits (B, C) of features (B, width)."""
+        logits: Tensor = self.head(torch.maximum(self.projection(image), table))
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One step on the cross-entropy."""
+        loss = F.cross_entropy(self(batch)["fused"], batch["target"])
+        self.descend(loss)
+        self.log_losses({"fused": loss}, batch)

@@ -1,0 +1,85 @@
+"""MMCL: image and table encoders pretrained to recognise each other's rows; the image encoder is kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
+from torch import nn
+
+from ..data.module import Batch, TabularImageData
+from ..options import Fraction, Options
+from .base import Logits, Method, Stage
+from .contrastive import Corruption, contrastive_loss, projection, random_views, similarities
+
+
+@dataclass(frozen=True)
+class MMCLSettings:
+    """Pretraining and what follows it."""
+
+    pretraining_epochs: PositiveInt = 60
+    """Epochs of pretraining, before those of --epochs."""
+    encoder: Literal["frozen", "trainable"] = "frozen"
+    """What becomes of the pretrained image encoder: a linear probe on it, or fine-tuning."""
+    corruption: ClosedUnitInterval = 0.3
+    """Share of the cells of a table row that are redrawn from their columns in pretraining."""
+    crop: Fraction = 0.08
+    """Least share of an image's area that pretraining sees of it."""
+    temperature: PositiveFloat = 0.1
+    """Of the similarities."""
+    image_weight: ClosedUnitInterval = 0.5
+    """Weight of finding an image's table row among the batch's; the rest is for finding a row's image."""
+
+
+class MMCL(Method):
+    """Multimodal contrastive learning of Hager, Menten and Rueckert (CVPR 2023; paulhager/MMCL-Tabular-Imaging).
+
+    Pretraining, with heads h_m of two layers, S_ij = cos(h_I(u_I,i), h_T(u_T,j)) / temperature for a random crop of
+    image i and row j with corrupted cells, and weight w:
+
+        L = w CE(S, I) + (1 - w) CE(S^T, I)
+
+    Then cross-entropy on a linear classifier of the image features, with the encoder frozen or trainable.
+
+    Reports image. Fused and table cells are empty, since no table is there at test time. Other rows of the same class
+    count as negatives, which hurts where classes are few.
+    """
+
+    Settings = MMCLSettings
+
+    def __init__(self, data: TabularImageData, options: Options) -> None:
+        super().__init__(data, options)
+        self.projections = nn.ModuleDict({modality: projection(self.width) for modality in self.modalities})
+        # Features in units that pretraining did not choose, or a linear probe depends on them (as in MAE's probe).
+        self.head = nn.Sequential(nn.BatchNorm1d(self.width, affine=False), nn.Linear(self.width, self.classes))
+        self.corruption = Corruption(data.train_table, data.table_columns, self.settings.corruption)
+
+    def stages(self) -> list[Stage]:
+        """Pretraining of both encoders, and the classifier's training."""
+        kept = [self.encoders["image"]] if self.settings.encoder == "trainable" else []
+        return [
+            Stage("pretraining", self.settings.pretraining_epochs, [self.encoders, self.projections]),
+            Stage("classification", self.options.epochs, [*kept, self.head]),
+        ]
+
+    def forward(self, batch: Batch) -> Logits:
+        """Logits (B, C) under "image"; the table is never looked at."""
+        return {"image": self.head(self.encoders["image"](batch["image"]))}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One step on the stage's loss."""
+        if self.stage.name == "pretraining":
+            views = {
+                "image": random_views(batch["image"], self.settings.crop),
+                "table": self.corruption(batch["table"]),
+            }
+            image, table = (self.projections[name](self.encoders[name](view)) for name, view in views.items())
+            similarity = similarities(image, table, self.settings.temperature)
+            losses = {"contrastive": contrastive_loss(similarity, self.settings.image_weight)}
+        else:
+            losses = {"image": F.cross_entropy(self(batch)["image"], batch["target"])}
+        (loss,) = losses.values()
+        self.descend(loss)
+        self.log_losses(losses, batch)
