@@ -43,6 +43,7 @@ class Row:
         settings: of the method, where they differ from its defaults.
         paper: the line of the paper's Table I.
         searched: values of the method's own settings that the hyper-parameter search may choose.
+        stages: settings that are lengths of earlier stages, as multiples of the set's epochs.
     """
 
     method: str
@@ -50,6 +51,7 @@ class Row:
     settings: dict[str, Any] = field(default_factory=dict)
     paper: str | None = None
     searched: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    stages: dict[str, float] = field(default_factory=dict)
 
     @property
     def prediction(self) -> str:
@@ -65,21 +67,27 @@ ROWS: dict[str, Row] = {
     "concatenation": Row("concatenation", paper="CF"),
     "maximum": Row("maximum", paper="MF"),
     "daft": Row("daft", paper="DAFT"),
-    "tip": Row("tip", paper="TIP"),
+    "tip": Row("tip", paper="TIP", stages={"pretraining_epochs": 1}),
     "ogm_ge": Row("ogm_ge", paper="OGM", searched={"alpha": (0.1, 0.3, 0.8)}),
     "mmpareto": Row("mmpareto", paper="MMPareto", searched={"gamma": (1.0, 1.5)}),
     "mla": Row("mla", paper="MLA"),
     "di_mml": Row("di_mml", paper="DI-MML"),
-    "reconboost": Row("reconboost", paper="ReconBoost"),
+    "reconboost": Row("reconboost", paper="ReconBoost", stages={"pretraining_epochs": 0.5}),
     "lfm": Row("lfm", paper="LFM"),
     "alternating": Row("alternating"),
     "gaal": Row("gaal", paper="GAAL", searched=_GAAL),
     "gaal-dualfloor": Row("gaal", settings={"rule": "dualfloor"}, searched=_GAAL),
     "gaal-update": Row("gaal", settings={"align": "update"}, searched=_GAAL),
-    "kd": Row("kd", _MISSING, paper="KD"),
-    "mfh": Row("mfh", _MISSING, paper="MFH", searched={"removed": (0.25, 0.5, 0.75)}),
+    "kd": Row("kd", _MISSING, paper="KD", stages={"teacher_epochs": 1}),
+    "mfh": Row(
+        "mfh",
+        _MISSING,
+        paper="MFH",
+        searched={"removed": (0.25, 0.5, 0.75)},
+        stages={"pair_epochs": 0.5, "teacher_epochs": 1},
+    ),
     "fmr": Row("fmr", _MISSING, paper="FMR"),
-    "mmcl": Row("mmcl", _MISSING, paper="MMCL"),
+    "mmcl": Row("mmcl", _MISSING, paper="MMCL", stages={"pretraining_epochs": 2}),
     "charms": Row("charms", _MISSING, paper="CHARMS"),
     "gaal_star": Row("gaal_star", _MISSING, paper="GAAL*", searched=_GAAL),
 }
@@ -135,7 +143,8 @@ def row_options(base: Options, row: Row, **changes: Any) -> Options:
     kind = METHODS[row.method].Settings
     own = {name: value for name, value in changes.items() if name in kind.__dataclass_fields__}
     common = {name: value for name, value in changes.items() if name not in own}
-    return replace(base, method=row.method, settings=kind(**(row.settings | own)), **common)
+    stages = {name: max(1, round(share * base.epochs)) for name, share in row.stages.items()}
+    return replace(base, method=row.method, settings=kind(**(row.settings | stages | own)), **common)
 
 
 def repeated(set_name: str, row_name: str, options: Options, seeds: int) -> list[Run]:
