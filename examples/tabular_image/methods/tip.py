@@ -33,7 +33,7 @@ class TIPSettings:
     pretraining_epochs: PositiveInt = 20
     """Epochs of pretraining, before those of --epochs."""
     encoder: Literal["frozen", "trainable"] = "trainable"
-    """What becomes of the pretrained network: a linear probe on it, or fine-tuning."""
+    """What becomes of the pretrained network: a linear probe on it (the paper's default), or fine-tuning."""
     corruption: ClosedUnitInterval = 0.3
     """Share of the cells of a table row that are redrawn from their columns for contrast and matching."""
     masked: Fraction = 0.5
@@ -57,7 +57,9 @@ class TIP(Method):
       cross-entropy over all columns' categories, and of the numbers' squared error. A table with one kind of columns
       has one term: the released code divides 0 by 0 there.
 
-    Then cross-entropy on a linear classifier of CLS_M, with everything else frozen or trainable.
+    Then cross-entropy on a linear classifier of CLS_M, with everything else trainable or frozen. Frozen is the paper's
+    default, after 500 epochs on up to 70,000 rows. Some minutes on a CPU do not carry a linear probe: on leaves100
+    (1267 rows, 20 epochs of pretraining) it was right on 0.17 of the test rows, and fine-tuning on 0.92.
 
     Reports fused. Image and table cells are empty: CLS_M has seen both (the ensemble of the code is not implemented).
     """

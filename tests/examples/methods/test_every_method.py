@@ -9,7 +9,7 @@ from toy import CLASSES, batches, build, equal_states, fit, toy_data
 
 from gaal_surgery import fuse_logits
 
-IMAGE_ALONE_AT_TEST_TIME = ("image", "kd", "mfh", "fmr", "charms", "gaal_star")
+IMAGE_ALONE_AT_TEST_TIME = ("image", "kd", "mfh", "fmr", "mmcl", "charms", "gaal_star")
 
 
 @pytest.fixture(scope="module", params=METHODS)
