@@ -23,8 +23,8 @@ class MFHSettings:
     """Which columns are kept, and the teacher."""
 
     removed: Share = 0.75
-    """Share r of the columns that the teacher does not see, rounded down: those of the lowest saliency. The released code
-    has 0.75 on RAVDESS."""
+    """Share r of the columns that the teacher does not see, rounded down: those of the lowest saliency; 0.75 in the
+    released code on RAVDESS."""
     permutations: PositiveInt = 10
     """Permutations of each column that saliency is averaged over."""
     rows: PositiveInt = 1024
