@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
@@ -222,7 +223,10 @@ def histories(runs: Sequence[Run], machine: Machine, name: str) -> pd.DataFrame:
 
 
 def _start_worker(slots: Any, gpus: int) -> None:
-    """Give the worker its GPU, and torch one thread."""
+    """Give the worker its GPU, and let it not outlive a benchmark that is killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
     slot = slots.get()
     os.environ["CUDA_VISIBLE_DEVICES"] = str(slot % gpus) if gpus else ""
     warnings.simplefilter("ignore")
