@@ -213,7 +213,7 @@ def test_table1_trains_what_is_missing_and_nothing_twice(small_set: Path, tmp_pa
     assert (tmp_path / "missing-small.png").stat().st_size > 10_000
 
 
-def test_a_killed_worker_and_a_failing_run_lose_nothing_that_was_finished(small_set: Path, tmp_path: Path):
+def test_a_killed_worker_loses_nothing_that_was_finished(small_set: Path, tmp_path: Path):
     options = {"rows": "[table, image, gaal]", "trials": 1, "machine.jobs": 1}
     process = subprocess.Popen(
         command("table1.py", small_set, tmp_path, **options), stderr=subprocess.PIPE, text=True,
@@ -225,9 +225,9 @@ def test_a_killed_worker_and_a_failing_run_lose_nothing_that_was_finished(small_
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    for child in children:
-        os.kill(int(child), signal.SIGKILL)
+    workers = ["pgrep", "--parent", str(process.pid), "--full", "spawn_main"]
+    for worker in subprocess.run(workers, capture_output=True, text=True, check=True).stdout.split():
+        os.kill(int(worker), signal.SIGKILL)
     _, error = process.communicate()
     assert process.returncode == 1
     assert "was killed" in error
