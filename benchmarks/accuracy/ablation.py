@@ -75,12 +75,11 @@ def _draw(table: pd.DataFrame, title: str) -> Figure:
         figure.subplots(1, len(PREDICTIONS)), table.groupby("prediction", sort=False), strict=True
     ):
         axes.errorbar(part["accuracy"], part["row"], xerr=part["deviation"], fmt="o", color="black", capsize=3)
-        axes.set(title=f"{prediction}", xlabel="test accuracy, mean ± deviation over seeds")
+        axes.set(title=prediction, xlabel="test accuracy")
         axes.invert_yaxis()
         axes.grid(alpha=0.3)
         axes.tick_params(axis="y", labelleft=prediction == PREDICTIONS[0])
-        axes.xaxis.label.set_fontsize("small")
-    figure.suptitle(title)
+    figure.suptitle(f"{title}, mean ± deviation over seeds")
     return figure
 
 

@@ -76,7 +76,7 @@ def _draw(table: pd.DataFrame, title: str) -> Figure:
         for axes in (upper, lower):
             axes.grid(alpha=0.3)
     grid[0, 0].set(ylabel="mean cosine")
-    grid[1, 0].set(ylabel="share of steps in conflict", ylim=(0, 1))
+    grid[1, 0].set(ylabel="share of steps in conflict", ylim=(-0.03, 1.03))
     grid[0, -1].legend(title="turn or encoder", frameon=False)
     figure.suptitle(title)
     return figure
