@@ -6,17 +6,11 @@ All variants have the same optimizer, splits and initial weights. "surgery" take
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import pandas as pd
 from comparison import compare
-from jsonargparse import auto_cli
-from jsonargparse.typing import PositiveInt
 from matplotlib.figure import Figure
-from output import RESULTS, write
-from protocol import RECIPES, Row, base_options, repeated, row_options
-from runs import Machine, Results, complete
+from protocol import Row
+from study import Study, read_command_line
 
 _HALF = {"image_fraction": 0.5, "table_fraction": 0.5}
 VARIANTS = {
@@ -28,35 +22,12 @@ VARIANTS = {
 PREDICTIONS = ("fused", "image", "table")
 
 
-def main(
-    sets: Sequence[str] = ("leaves100-texture",),
-    seeds: PositiveInt = 5,
-    recipe: str = "adamw 0.003",
-    results: str = str(RESULTS / "runs.csv"),
-    out: str = str(RESULTS),
-    machine: Machine = Machine(),  # noqa: B008
-) -> None:
-    """Run what is missing, then tabulate and draw.
-
-    Args:
-        sets: names of the protocol, or YAML files with options of train.py.
-        seeds: runs of each variant.
-        recipe: optimizer and learning rate, as the protocol names them.
-        results: the file with one line a finished run.
-        out: folder of the tables and pictures.
-        machine: how the runs are carried out.
-    """
-    finished = Results(results)
-    for set_name, base in dict(base_options(name) for name in sets).items():
-        runs = [
-            run
-            for name, row in VARIANTS.items()
-            for run in repeated(set_name, name, row_options(base, row, **RECIPES[recipe]), seeds)
-        ]
-        complete(runs, finished, machine)
-        table = summarise(finished.table(runs))
+def main(study: Study) -> None:
+    """Run what is missing, then tabulate and draw."""
+    for set_name, _, runs in study.completed(VARIANTS):
+        table = summarise(runs)
         print(f"\n{set_name}, differences from alternating\n{table.to_string(index=False)}")
-        write(table, _draw(table, set_name), Path(out) / f"ablation-{set_name}")
+        study.write(table, _draw(table, set_name), f"ablation-{set_name}")
 
 
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:
@@ -84,4 +55,4 @@ def _draw(table: pd.DataFrame, title: str) -> Figure:
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    main(read_command_line(__doc__))

@@ -8,16 +8,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import pandas as pd
-from jsonargparse import auto_cli
-from jsonargparse.typing import PositiveInt
 from matplotlib.figure import Figure
-from output import RESULTS, write
-from protocol import RECIPES, Row, base_options, repeated, row_options
-from runs import Machine, Results, complete, histories
+from protocol import Row
+from runs import histories
+from study import Study, read_command_line
 
 VARIANTS = {
     "joint": Row("concatenation", settings={"measure_conflict": True}),
@@ -27,39 +22,17 @@ VARIANTS = {
 _BINS = 40
 
 
-def main(
-    sets: Sequence[str] = ("leaves100-texture",),
-    seeds: PositiveInt = 3,
-    recipe: str = "adamw 0.003",
-    results: str = str(RESULTS / "runs.csv"),
-    out: str = str(RESULTS),
-    machine: Machine = Machine(),  # noqa: B008
-) -> None:
-    """Run what is missing, then tabulate and draw.
-
-    Args:
-        sets: names of the protocol, or YAML files with options of train.py.
-        seeds: runs of each variant.
-        recipe: optimizer and learning rate, as the protocol names them.
-        results: the file with one line a finished run.
-        out: folder of the tables and pictures.
-        machine: how the runs are carried out.
-    """
-    finished = Results(results)
-    for set_name, base in dict(base_options(name) for name in sets).items():
-        runs = [
-            run
-            for name, row in VARIANTS.items()
-            for run in repeated(set_name, name, row_options(base, row, **RECIPES[recipe]), seeds)
-        ]
-        complete(runs, finished, machine, needs="conflict.csv")
-        steps = histories(runs, machine, "conflict.csv")
+def main(study: Study) -> None:
+    """Run what is missing, then tabulate and draw."""
+    for set_name, runs, _ in study.completed(VARIANTS, needs="conflict.csv"):
+        steps = histories(runs, study.machine, "conflict.csv")
         steps["conflict"] = steps["cosine_before"] < 0
         steps["part"] = (steps["step"] / (steps.groupby("row")["step"].transform("max") + 1) * _BINS).astype(int)
-        shares = steps.groupby(["row", "modality"], sort=False)[["conflict", "cosine_before"]].mean()
+        figures = ["conflict", "cosine_before"]
+        shares = steps.groupby(["row", "modality"], sort=False)[figures].mean()
         print(f"\n{set_name}: share of steps in conflict, mean cosine\n{shares.round(4).to_string()}")
-        table = steps.groupby(["row", "modality", "part"], sort=False)[["conflict", "cosine_before"]].mean()
-        write(table.reset_index(), _draw(table.reset_index(), set_name), Path(out) / f"conflict-{set_name}")
+        table = steps.groupby(["row", "modality", "part"], sort=False)[figures].mean().reset_index()
+        study.write(table, _draw(table, set_name), f"conflict-{set_name}")
 
 
 def _draw(table: pd.DataFrame, title: str) -> Figure:
@@ -83,4 +56,4 @@ def _draw(table: pd.DataFrame, title: str) -> Figure:
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    main(read_command_line(__doc__))

@@ -5,16 +5,10 @@ One setting is changed at a time; the other share stays at a half, the margin at
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import pandas as pd
-from jsonargparse import auto_cli
-from jsonargparse.typing import PositiveInt
 from matplotlib.figure import Figure
-from output import RESULTS, write
-from protocol import RECIPES, Row, base_options, repeated, row_options
-from runs import Machine, Results, complete
+from protocol import Row
+from study import Study, read_command_line
 
 FRACTIONS = (0.1, 0.25, 0.5, 0.75, 1.0)
 MARGINS = (-0.01, 0.0, 0.001, 0.01, 0.1)
@@ -28,44 +22,18 @@ SWEEPS: dict[str, dict[float, dict[str, float | bool]]] = {
 PREDICTIONS = {"fused": "black", "image": "tab:blue", "table": "tab:orange"}
 
 
-def main(
-    sets: Sequence[str] = ("leaves100-texture",),
-    seeds: PositiveInt = 3,
-    recipe: str = "adamw 0.003",
-    results: str = str(RESULTS / "runs.csv"),
-    out: str = str(RESULTS),
-    machine: Machine = Machine(),  # noqa: B008
-) -> None:
-    """Run what is missing, then tabulate and draw.
-
-    Args:
-        sets: names of the protocol, or YAML files with options of train.py.
-        seeds: runs of each setting.
-        recipe: optimizer and learning rate, as the protocol names them.
-        results: the file with one line a finished run.
-        out: folder of the tables and pictures.
-        machine: how the runs are carried out.
-    """
-    finished = Results(results)
-    for set_name, base in dict(base_options(name) for name in sets).items():
-        points = {
-            (sweep, value): repeated(
-                set_name, f"{sweep} {value}", row_options(base, Row("gaal"), **RECIPES[recipe], **settings), seeds
-            )
-            for sweep, values in SWEEPS.items()
-            for value, settings in values.items()
-        }
-        complete([run for runs in points.values() for run in runs], finished, machine)
-        lines = []
-        for (sweep, value), runs in points.items():
-            accuracies = finished.table(runs)[list(PREDICTIONS)]
-            line = {"sweep": sweep, "value": value, "runs": len(accuracies)}
-            line |= {name: accuracies[name].mean() for name in PREDICTIONS}
-            line |= {f"{name}_deviation": accuracies[name].std() for name in PREDICTIONS}
-            lines.append(line)
-        table = pd.DataFrame(lines)
+def main(study: Study) -> None:
+    """Run what is missing, then tabulate and draw."""
+    points = {f"{sweep} {value}": (sweep, value) for sweep, values in SWEEPS.items() for value in values}
+    rows = {name: Row("gaal", settings=SWEEPS[sweep][value]) for name, (sweep, value) in points.items()}
+    for set_name, _, runs in study.completed(rows):
+        accuracies = runs.groupby("row", sort=False)[list(PREDICTIONS)]
+        table = accuracies.mean().join(accuracies.std(), rsuffix="_deviation")
+        table.insert(0, "runs", accuracies.size())
+        table.insert(0, "value", [points[name][1] for name in table.index])
+        table.insert(0, "sweep", [points[name][0] for name in table.index])
         print(f"\n{set_name}\n{table.to_string(index=False)}")
-        write(table, _draw(table, set_name), Path(out) / f"sensitivity-{set_name}")
+        study.write(table, _draw(table, set_name), f"sensitivity-{set_name}")
 
 
 def _draw(table: pd.DataFrame, title: str) -> Figure:
@@ -84,4 +52,4 @@ def _draw(table: pd.DataFrame, title: str) -> Figure:
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    main(read_command_line(__doc__))
