@@ -8,27 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tabular_image.methods.gaal import GAAL
-from toy import batches, build, equal_states, fit
+from toy import Noting, batches, build, equal_states, fit
 
 
-class Watched(GAAL):
-    """Notes every encoder's weights, buffers and optimizer state after each step."""
-
-    def build_optimizer(self, modules):
-        self.notes = [self.note()]
-        optimizer = super().build_optimizer(modules)
-        optimizer.register_step_post_hook(lambda optimizer, *_: self.notes.append(self.note(optimizer)))
-        return optimizer
-
-    def note(self, optimizer=None):
-        notes = {}
-        for modality, encoder in self.encoders.items():
-            tensors = dict(encoder.state_dict())
-            for name, parameter in encoder.named_parameters():
-                state = optimizer.state.get(parameter, {}) if optimizer else {}
-                tensors |= {f"{name}.{key}": value for key, value in state.items() if torch.is_tensor(value)}
-            notes[modality] = copy.deepcopy(tensors)
-        return notes
+class Watched(Noting, GAAL):
+    """The method, and what its steps moved."""
 
 
 @pytest.mark.parametrize("guidance", ["fresh", "cached"])

@@ -6,13 +6,12 @@ import copy
 import dataclasses
 import math
 
-import lightning as L
 import pandas as pd
 import pytest
 import torch
 from tabular_image.data import TabularImageData
 from tabular_image.methods.di_mml import DIMML, accuracies_alone, confidence_weights, contrast
-from toy import batches, build, equal_states, fit, samples, toy_data
+from toy import assert_resumes, batches, build, equal_states, fit, samples
 
 
 def nearest_mean_accuracies(features, target):
@@ -146,13 +145,6 @@ def test_two_classes_are_enough():
 
 @pytest.mark.parametrize("stop", [2, 3])
 def test_a_resumed_training_is_an_uninterrupted_one(stop, tmp_path):
-    def train(epochs, start=None):
-        method = build("di_mml", settings={"encoder_epochs": 3, "contrast_start": 0.34}, epochs=2)
-        quiet = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary", "logger"), False)
-        trainer = L.Trainer(accelerator="cpu", max_epochs=epochs, **quiet)
-        trainer.fit(method, datamodule=toy_data(), ckpt_path=start)
-        trainer.save_checkpoint(tmp_path / f"{epochs}.ckpt")
-        return method
-
-    train(stop)
-    assert equal_states(train(5, tmp_path / f"{stop}.ckpt").state_dict(), train(5).state_dict())
+    assert_resumes(
+        lambda: build("di_mml", settings={"encoder_epochs": 3, "contrast_start": 0.34}, epochs=2), stop, tmp_path
+    )

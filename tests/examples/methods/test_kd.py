@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 
-import lightning as L
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 from tabular_image.data import TabularImageData
 from tabular_image.methods.kd import KD, distillation
-from toy import batches, build, equal_states, fit, samples, toy_data
+from toy import assert_resumes, batches, build, equal_states, fit, samples, toy_data
 
 
 def student(method):
@@ -117,13 +116,6 @@ def test_two_classes_are_enough():
 
 @pytest.mark.parametrize("stop", [1, 3])
 def test_a_resumed_training_is_an_uninterrupted_one(stop, tmp_path):
-    def train(epochs, start=None):
-        method = build("kd", settings={"teacher_epochs": 2, "teacher_dropout": 0.0}, epochs=2)
-        quiet = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary", "logger"), False)
-        trainer = L.Trainer(accelerator="cpu", max_epochs=epochs, **quiet)
-        trainer.fit(method, datamodule=toy_data(), ckpt_path=start)
-        trainer.save_checkpoint(tmp_path / f"{epochs}.ckpt")
-        return method
-
-    train(stop)
-    assert equal_states(train(4, tmp_path / f"{stop}.ckpt").state_dict(), train(4).state_dict())
+    assert_resumes(
+        lambda: build("kd", settings={"teacher_epochs": 2, "teacher_dropout": 0.0}, epochs=2), stop, tmp_path
+    )

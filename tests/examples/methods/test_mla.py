@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tabular_image.methods.mla import MLA
-from toy import CLASSES, batches, build, equal_states, fit
+from toy import CLASSES, Noting, batches, build, equal_states, fit
 
 from gaal_surgery import entropy
 
@@ -116,24 +116,8 @@ def test_training_is_a_plain_loop_of_turns(projection):
     assert (projection == "none") == torch.equal(method.P, torch.eye(method.width))
 
 
-class Watched(MLA):
-    """Notes both encoders, buffers included, and their optimizer state after each step."""
-
-    def build_optimizer(self, modules):
-        self.notes = [self.note()]
-        optimizer = super().build_optimizer(modules)
-        optimizer.register_step_post_hook(lambda optimizer, *_: self.notes.append(self.note(optimizer)))
-        return optimizer
-
-    def note(self, optimizer=None):
-        notes = {}
-        for modality, encoder in self.encoders.items():
-            tensors = dict(encoder.state_dict())
-            for name, parameter in encoder.named_parameters():
-                state = optimizer.state.get(parameter, {}) if optimizer else {}
-                tensors |= {f"{name}.{key}": value for key, value in state.items() if torch.is_tensor(value)}
-            notes[modality] = copy.deepcopy(tensors)
-        return notes
+class Watched(Noting, MLA):
+    """The method, and what its steps moved."""
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

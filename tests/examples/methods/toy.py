@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import lightning as L
 import numpy as np
 import pandas as pd
@@ -59,17 +61,55 @@ def build(name_or_class, data=None, settings=None, **options):
 
 def fit(method, data=None, epochs=None):
     """Train all stages, or so many epochs."""
-    trainer = L.Trainer(
+    trainer_of(epochs or method.total_epochs).fit(method, datamodule=data or toy_data())
+    return method
+
+
+def trainer_of(epochs):
+    """A Trainer that leaves no files and prints nothing."""
+    return L.Trainer(
         accelerator="cpu",
-        max_epochs=epochs or method.total_epochs,
+        max_epochs=epochs,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    trainer.fit(method, datamodule=data or toy_data())
-    return method
+
+
+def assert_resumes(build_method, stop, folder):
+    """A training that is stopped after `stop` epochs, and resumed, ends as an uninterrupted one, to the bit."""
+
+    def train(epochs, start=None):
+        method, trainer = build_method(), trainer_of(epochs)
+        trainer.fit(method, datamodule=toy_data(), ckpt_path=start)
+        trainer.save_checkpoint(folder / f"{epochs}.ckpt")
+        return method.state_dict()
+
+    train(stop)
+    epochs = build_method().total_epochs
+    assert equal_states(train(epochs, folder / f"{stop}.ckpt"), train(epochs))
+
+
+class Noting:
+    """Notes every encoder's weights, buffers and optimizer state after each step; for a method, mixed in first."""
+
+    def build_optimizer(self, modules):
+        self.notes = [self.note()]
+        optimizer = super().build_optimizer(modules)
+        optimizer.register_step_post_hook(lambda optimizer, *_: self.notes.append(self.note(optimizer)))
+        return optimizer
+
+    def note(self, optimizer=None):
+        notes = {}
+        for modality, encoder in self.encoders.items():
+            tensors = dict(encoder.state_dict())
+            for name, parameter in encoder.named_parameters():
+                state = optimizer.state.get(parameter, {}) if optimizer else {}
+                tensors |= {f"{name}.{key}": value for key, value in state.items() if torch.is_tensor(value)}
+            notes[modality] = copy.deepcopy(tensors)
+        return notes
 
 
 def equal_states(first, second):
