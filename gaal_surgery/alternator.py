@@ -336,22 +336,32 @@ class GradientAlignedAlternator(Optimizer):
         return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what :meth:`state_dict` gave, or a checkpoint of the bare wrapped optimizer (then without guides)."""
+        """Load what :meth:`state_dict` gave, or a checkpoint of the bare wrapped optimizer (then without guides).
+
+        Raises:
+            ValueError: the entry of the guides is not one that :meth:`state_dict` gives. Nothing has changed then.
+        """
         state_dict = dict(state_dict)
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = pre_hook(self, state_dict) or state_dict
-        own = state_dict.pop(_STATE_KEY, {"turns_begun": 0, "guides": {}})
+        # Read before the wrapped optimizer loads: a foreign entry must not leave a half-loaded optimizer behind.
+        turns_begun, guides = self._read(state_dict.pop(_STATE_KEY, {"turns_begun": 0, "guides": {}}))
         self.base.load_state_dict(state_dict)
-        device = next(self.shared.parameters()).device
         current = self._round
         current.turn, current.stats = None, AlignmentStats()
-        current.turns_begun = own["turns_begun"]
-        current.guides = {
-            name: _Guide(guide["features"].to(device), guide["target"].to(device), guide["recorded"])
-            for name, guide in own["guides"].items()
-        }
+        current.turns_begun, current.guides = turns_begun, guides
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
+
+    def _read(self, entry: Any) -> tuple[int, dict[str, _Guide]]:
+        device = next(self.shared.parameters()).device
+        try:
+            return int(entry["turns_begun"]), {
+                name: _Guide(guide["features"].to(device), guide["target"].to(device), int(guide["recorded"]))
+                for name, guide in entry["guides"].items()
+            }
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"state_dict[{_STATE_KEY!r}] is not what state_dict() gives: {error!r}") from error
 
     def __getstate__(self) -> dict[str, Any]:
         # Schedulers put a bound `step` on the instance, which neither pickles nor belongs to a copy.
@@ -369,6 +379,8 @@ def _check_optimizer(optimizer: Optimizer) -> None:
         raise TypeError(f"optimizer must be a built torch.optim.Optimizer, not {type(optimizer).__name__}")
     closure = signature(optimizer.step).parameters.get("closure")
     needs_closure = closure is not None and closure.default is Parameter.empty
+    # Sharpness-aware optimizers call their closure optional, but step twice; all ports name the second half alike.
+    needs_closure |= hasattr(optimizer, "second_step")
     if needs_closure or isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError(
             f"optimizer must not be {type(optimizer).__name__}, which evaluates a closure several times in a step: "
