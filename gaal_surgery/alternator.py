@@ -5,23 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gaal_surgery.guidance import Uncertainty, check_fraction, check_max_norm, entropy, uncertain_gradient
+from gaal_surgery.distributed import SharedRows, gramian_of_shards, several, shard, shard_like, share_rows, unsharded
+from gaal_surgery.guidance import Evidence, Uncertainty, check_fraction, check_max_norm, entropy, uncertain_gradients
 from gaal_surgery.per_sample import LossFn, check_lengths, trainable
-from gaal_surgery.projection import Rule, combine, gramian, weigh
+from gaal_surgery.projection import Rule, combine, weigh
 from gaal_surgery.stats import AlignmentStats
 from gaal_surgery.surgery import HalfSpace
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _STATE_KEY = "gaal_surgery"
 _ATTRIBUTES = (
     *("base", "shared", "loss_fn", "fraction", "uncertainty", "rule", "align", "guides", "max_norm"),
-    "_round",
+    *("process_group", "_round"),
 )
 
 
@@ -81,6 +85,8 @@ class GradientAlignedAlternator(Optimizer):
         align: "gradient" (the paper) or "update".
         guides: "previous" (the paper: the modality before this one in the round, cyclically) or "others" (all others).
         max_norm: clip each selected sample's gradient to this norm before the mean; None does not clip.
+        process_group: the ranks that share every batch; None takes the default group where ``torch.distributed`` is
+            initialised. Samples are then selected among the rows of all ranks.
 
     Raises:
         TypeError: an argument is not of the kind above.
@@ -102,6 +108,7 @@ class GradientAlignedAlternator(Optimizer):
         align: Literal["gradient", "update"] = "gradient",
         guides: Literal["previous", "others"] = "previous",
         max_norm: float | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         _check_optimizer(optimizer)
         _check_shared(shared, optimizer)
@@ -117,6 +124,10 @@ class GradientAlignedAlternator(Optimizer):
             raise ValueError(f"guides must be 'previous' or 'others', not {guides!r}")
         if align == "update" and any(group.get("maximize") for group in optimizer.param_groups):
             raise ValueError("align='update' takes updates for descent: use align='gradient' where maximize=True")
+        if process_group is not None and not isinstance(process_group, torch.distributed.ProcessGroup):
+            raise TypeError(
+                f"process_group must be a process group that this rank is in, or None, not {process_group!r}"
+            )
         self.base = optimizer
         self.shared = shared
         self.loss_fn = loss_fn
@@ -126,6 +137,7 @@ class GradientAlignedAlternator(Optimizer):
         self.align = align
         self.guides = guides
         self.max_norm = max_norm
+        self.process_group = process_group
         self._round = _Round()
         # Optimizer.__init__ would overwrite the wrapped optimizer's groups and state; this makes its hooks alone.
         self.__setstate__({})
@@ -231,7 +243,7 @@ class GradientAlignedAlternator(Optimizer):
         self._fraction_of(modality)
         current = self._round
         current.guides.pop(modality, None)
-        if len(features):
+        if len(features) or several(self.process_group):
             current.guides[modality] = _Guide(features.detach(), target.detach(), current.turns_begun)
 
     @torch.no_grad()
@@ -246,65 +258,87 @@ class GradientAlignedAlternator(Optimizer):
 
         Raises:
             ValueError: the shared module cannot take a guide's features. No parameter has changed then.
-            RuntimeError: there are several processes.
+            RuntimeError: the ranks of several processes are in different turns, only some of them recorded a guide, or
+                FSDP has left the shared module unsharded.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        guides = self._live_guides()
-        parameters = {name: p for name, p in trainable(self.shared).items() if p.grad is not None} if guides else {}
+        guides, rows = self._live_guides()
+        parameters = self._stepping(guides)
         if not parameters:
             self._round.stats = AlignmentStats()
             self.base.step()
             return loss
-        _refuse_several_processes()
-        guide_gradients = [self._guide_gradient(modality, parameters) for modality in guides]
+        with unsharded(self.shared):
+            whole = uncertain_gradients(
+                self.shared,
+                guides,
+                self.loss_fn,
+                uncertainty=self.uncertainty,
+                max_norm=self.max_norm,
+                rows=rows,
+            )
+        guide_gradients = [
+            {name: shard_like(gradient[name], parameter) for name, parameter in parameters.items()}
+            for gradient in whole
+        ]
         if self.align == "gradient":
-            gradient = {name: _dense_gradient(name, parameter) for name, parameter in parameters.items()}
-            weights = self._weigh(guides, gradient, guide_gradients)
+            gradient = {name: shard(_dense_gradient(name, parameter)) for name, parameter in parameters.items()}
+            weights = self._weigh(parameters, guides, [gradient, *guide_gradients])
             _write(gradient, combine([gradient, *guide_gradients], weights))
             self.base.step()
         else:
-            before = {name: parameter.clone() for name, parameter in parameters.items()}
+            current = {name: shard(parameter) for name, parameter in parameters.items()}
+            before = {name: tensor.clone() for name, tensor in current.items()}
             self.base.step()
-            descent = {name: before[name] - parameter for name, parameter in parameters.items()}
-            weights = self._weigh(guides, descent, guide_gradients)
+            descent = {name: before[name] - tensor for name, tensor in current.items()}
+            weights = self._weigh(parameters, guides, [descent, *guide_gradients])
             # The aligned descent ends at before - sum(w v), which is now + (1 - w_0) descent - the guides' part.
             change = torch.cat([torch.ones_like(weights[:1]), 1 - weights[:1], -weights[1:]])
-            _write(parameters, combine([parameters, descent, *guide_gradients], change))
+            _write(current, combine([current, descent, *guide_gradients], change))
         return loss
 
-    def _live_guides(self) -> tuple[str, ...]:
+    def _live_guides(self) -> tuple[dict[str, Evidence], SharedRows | None]:
+        """The guides of this step and, with several processes, how their rows lie on the ranks."""
         current = self._round
-        if current.turn is None:
-            return tuple(current.guides)
-        return tuple(name for name in current.turn.guides if name in current.guides)
+        names = tuple(current.guides) if current.turn is None else current.turn.guides
+        live = {name: current.guides[name] for name in names if name in current.guides}
+        group, rows = several(self.process_group), None
+        if group is not None and names:
+            counts = {name: len(live[name].features) if name in live else None for name in names}
+            rows = share_rows(group, f"a turn of {current.turn.modality}" if current.turn else "no turn", counts)
+            live = {name: live[name] for name in rows.counts}
+        evidence = {
+            name: Evidence(guide.features, guide.target, self._fraction_of(name)) for name, guide in live.items()
+        }
+        return evidence, rows
 
-    def _guide_gradient(self, modality: str, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-        guide = self._round.guides[modality]
-        try:
-            gradient = uncertain_gradient(
-                self.shared,
-                guide.features,
-                guide.target,
-                self.loss_fn,
-                fraction=self._fraction_of(modality),
-                uncertainty=self.uncertainty,
-                max_norm=self.max_norm,
+    def _stepping(self, guides: Mapping[str, Evidence]) -> dict[str, nn.Parameter]:
+        """The shared module's parameters that have a gradient, where a guide asks for them."""
+        if not guides:
+            return {}
+        parameters = trainable(self.shared)
+        stepping = {name: parameter for name, parameter in parameters.items() if parameter.grad is not None}
+        if not stepping and _foreign(parameters, self.param_groups):
+            raise RuntimeError(
+                f"shared ({type(self.shared).__name__}) has other parameters than the optimizer at step time: give "
+                "fully_shard reshard_after_forward=True, or call reshard() on the module before step"
             )
-        except ValueError as error:
-            raise ValueError(f"guide {modality!r}: {error}") from error
-        return {name: gradient[name] for name in parameters}
+        return stepping
 
     def _weigh(
-        self, guides: tuple[str, ...], current: Mapping[str, Tensor], guide_gradients: Sequence[Mapping[str, Tensor]]
+        self,
+        parameters: Mapping[str, Tensor],
+        guides: Mapping[str, Evidence],
+        gradients: Sequence[Mapping[str, Tensor]],
     ) -> Tensor:
         """The rule's weights; leaves the statistics, and uses up guides outside ``turns``."""
-        products = gramian([current, *guide_gradients])
+        products = gramian_of_shards(gradients, parameters)
         weights = weigh(products, self.rule)
         turn = self._round.turn
-        self._round.stats = AlignmentStats(turn.modality if turn else None, guides, products, weights)
+        self._round.stats = AlignmentStats(turn.modality if turn else None, tuple(guides), products, weights)
         if turn is None:
             self._round.guides.clear()
         return weights
@@ -393,8 +427,7 @@ def _check_shared(shared: nn.Module, optimizer: Optimizer) -> None:
         raise TypeError(f"shared must be an nn.Module, not {type(shared).__name__}")
     if not trainable(shared):
         raise ValueError(f"shared ({type(shared).__name__}) must have a trainable parameter: it is what takes turns")
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    foreign = [name for name, parameter in trainable(shared).items() if id(parameter) not in held]
+    foreign = _foreign(trainable(shared), optimizer.param_groups)
     if foreign:
         raise ValueError(
             f"shared ({type(shared).__name__}) has parameters that optimizer does not hold: {', '.join(foreign)}; "
@@ -402,13 +435,9 @@ def _check_shared(shared: nn.Module, optimizer: Optimizer) -> None:
         )
 
 
-def _refuse_several_processes() -> None:
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-        raise RuntimeError(
-            "GradientAlignedAlternator does not reduce guides over several processes yet, and each would step its own "
-            "way: train in one process"
-        )
+def _foreign(parameters: Mapping[str, nn.Parameter], groups: Sequence[dict[str, Any]]) -> list[str]:
+    held = {id(parameter) for group in groups for parameter in group["params"]}
+    return [name for name, parameter in parameters.items() if id(parameter) not in held]
 
 
 def _dense_gradient(name: str, parameter: nn.Parameter) -> Tensor:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from gaal_surgery.distributed import SharedRows
 from gaal_surgery.per_sample import (
     LossFn,
     as_input,
@@ -92,30 +95,67 @@ def guide_gradient(
     check_max_norm(max_norm)
     with frozen(shared, features):
         features = as_input(shared, features, target)
-        return _mean_gradient(shared, features, evaluate(shared, features), target, loss_fn, max_norm)
+        cotangents = logit_gradient(evaluate(shared, features), target, loss_fn)
+        return _mean_gradient(shared, features, cotangents, len(features), max_norm)
 
 
-def uncertain_gradient(
+@dataclass(frozen=True)
+class Evidence:
+    """One modality's batch as a guide: ``(B, ...)`` features and target, and the share of it to select."""
+
+    features: Tensor
+    target: Tensor
+    fraction: float
+
+
+def uncertain_gradients(
     shared: nn.Module,
-    features: Tensor,
-    target: Tensor,
+    guides: Mapping[str, Evidence],
     loss_fn: LossFn,
     *,
-    fraction: float,
     uncertainty: Uncertainty,
     max_norm: float | None,
-) -> dict[str, Tensor]:
-    """Eqs. 6-8 in a row: score the ``(B, ...)`` samples, select the most uncertain, return their guide gradient."""
-    with frozen(shared, features):
-        features = as_input(shared, features, target)
-        logits = evaluate(shared, features)
-        scores = uncertainty(logits)
-        if scores.shape != features.shape[:1]:
-            raise ValueError(
-                f"uncertainty must return one score a sample, ({len(features)},), not {tuple(scores.shape)}"
-            )
-        chosen = select_uncertain(scores, fraction)
-        return _mean_gradient(shared, features[chosen], logits[chosen], target[chosen], loss_fn, max_norm)
+    rows: SharedRows | None = None,
+) -> list[dict[str, Tensor]]:
+    """Eqs. 6-8 in a row, for each guide: score the samples, select the most uncertain, return their mean gradient.
+
+    With several ranks, samples are scored and selected among the rows of all, and so is the loss taken, whose class
+    weights may span them; each rank pulls back the rows that it holds, and the sum is everyone's gradient.
+
+    Args:
+        shared: module from features to logits.
+        guides: by modality.
+        loss_fn: ``(logits, target) -> scalar``, mean-reduced.
+        uncertainty: ``logits -> (B,)``.
+        max_norm: as in :func:`guide_gradient`.
+        rows: how the batches lie on several ranks; None for a single process.
+
+    Raises:
+        ValueError: as :func:`guide_gradient`, or ``uncertainty`` does not return one score a sample.
+    """
+    with frozen(shared, next(iter(guides.values())).features):
+        inputs, outputs = {}, {}
+        for name, guide in guides.items():
+            with _naming(name):
+                inputs[name] = as_input(shared, guide.features, guide.target)
+                outputs[name] = evaluate(shared, inputs[name])
+        targets = {name: guide.target for name, guide in guides.items()}
+        if rows is not None:
+            outputs, targets = rows.gather(outputs, targets)
+        gradients = []
+        for name, guide in guides.items():
+            with _naming(name):
+                logits = outputs[name]
+                chosen = _select(logits, guide.fraction, uncertainty)
+                cotangents = logit_gradient(logits[chosen], targets[name][chosen], loss_fn)
+                if rows is None:
+                    features = inputs[name][chosen]
+                else:
+                    # Only the device knows which of the chosen rows are ours: the others of our rows pull back zeros.
+                    features = inputs[name]
+                    cotangents = rows.own(name, torch.zeros_like(logits).index_copy(0, chosen, cotangents))
+                gradients.append(_mean_gradient(shared, features, cotangents, len(chosen), max_norm))
+        return gradients if rows is None else rows.sum(gradients)
 
 
 def check_fraction(fraction: float) -> None:
@@ -136,13 +176,28 @@ def check_max_norm(max_norm: float | None) -> None:
         raise ValueError(f"max_norm must be positive, or None for no clipping, not {max_norm}")
 
 
+def _select(logits: Tensor, fraction: float, uncertainty: Uncertainty) -> Tensor:
+    scores = uncertainty(logits)
+    if scores.shape != logits.shape[:1]:
+        raise ValueError(f"uncertainty must return one score a sample, ({len(logits)},), not {tuple(scores.shape)}")
+    return select_uncertain(scores, fraction)
+
+
 def _mean_gradient(
-    shared: nn.Module, features: Tensor, logits: Tensor, target: Tensor, loss_fn: LossFn, max_norm: float | None
+    shared: nn.Module, features: Tensor, cotangents: Tensor, count: int, max_norm: float | None
 ) -> dict[str, Tensor]:
-    cotangents = logit_gradient(logits, target, loss_fn)
+    """These rows' part of the mean over ``count`` samples."""
     if max_norm is not None:
         # Clipping a sample's gradient scales its row: the mean of the clipped gradients is still one backward pass.
-        norms = len(features) * pulled_back_norms(shared, features, cotangents)
+        norms = count * pulled_back_norms(shared, features, cotangents)
         scale = (max_norm / norms).clamp(max=1).to(cotangents.dtype)
         cotangents = cotangents * scale.view(-1, *[1] * (cotangents.ndim - 1))
     return pull_back(shared, features, cotangents)
+
+
+@contextmanager
+def _naming(modality: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"guide {modality!r}: {error}") from error

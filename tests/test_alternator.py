@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from reference import assert_identical, frozen_copy
 from torch import nn
-from torch.multiprocessing import start_processes
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gaal_surgery
@@ -747,23 +746,3 @@ def test_the_only_graph_breaks_are_those_of_torchs_own_optimizers(align, batch, 
     assert set(breaks) == {inspect.getfile(torch.optim.Optimizer)}
 
 
-# Several processes: refused until they are supported.
-
-
-def step_in_one_of_two_processes(rank, store):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    try:
-        model, optimizer = build()
-        batch = reference.make_batches(1)[0]
-        optimizer.guide("table", *backward(model, batch))
-        before = frozen_copy(model, optimizer)
-        with pytest.raises(RuntimeError, match="several processes"):
-            optimizer.step()
-        assert_identical(frozen_copy(model, optimizer), before)
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def test_several_processes_are_refused(tmp_path):
-    start_processes(step_in_one_of_two_processes, args=(tmp_path / "store",), nprocs=2, start_method="fork")

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from strategies import DTYPES, no_synchronisation
 
 from gaal_surgery import entropy, guide_gradient, select_uncertain
-from gaal_surgery.guidance import uncertain_gradient
+from gaal_surgery.guidance import Evidence, uncertain_gradients
 
 NAN, INF = float("nan"), float("inf")
 LOGITS = arrays(np.float64, array_shapes(min_dims=2, max_dims=2, min_side=2), elements=st.floats(-1e4, 1e4))
@@ -94,23 +94,24 @@ class TestUncertainGradient:
         head, features, target = self._batch(seed)
         chosen = select_uncertain(entropy(head(features).detach()), fraction)
         expected = guide_gradient(head, features[chosen], target[chosen], F.cross_entropy, max_norm=max_norm)
-        settings = {"fraction": fraction, "uncertainty": entropy, "max_norm": max_norm}
-        actual = uncertain_gradient(head, features, target, F.cross_entropy, **settings)
+        guides = {"image": Evidence(features, target, fraction)}
+        (actual,) = uncertain_gradients(head, guides, F.cross_entropy, uncertainty=entropy, max_norm=max_norm)
         torch.testing.assert_close(actual, expected)
 
     def test_an_uncertainty_of_another_shape_is_refused(self):
-        settings = {"fraction": 0.5, "uncertainty": lambda logits: logits, "max_norm": None}
+        head, features, target = self._batch(0)
+        guides = {"image": Evidence(features, target, 0.5)}
         with pytest.raises(ValueError, match=r"uncertainty must return one score a sample, \(8,\), not \(8, 3\)"):
-            uncertain_gradient(*self._batch(0), F.cross_entropy, **settings)
+            uncertain_gradients(head, guides, F.cross_entropy, uncertainty=lambda logits: logits, max_norm=None)
 
     @pytest.mark.parametrize("max_norm", [None, 0.3])
     @pytest.mark.parametrize("plain", [True, False])
     def test_never_waits_for_the_device(self, max_norm, plain):
         head, features, target = self._batch(0)
         shared = head if plain else torch.nn.Sequential(head, torch.nn.BatchNorm1d(3).double())
-        settings = {"fraction": 0.5, "uncertainty": entropy, "max_norm": max_norm}
+        guides = {"image": Evidence(features, target, 0.5)}
         with no_synchronisation():
-            uncertain_gradient(shared, features, target, F.cross_entropy, **settings)
+            uncertain_gradients(shared, guides, F.cross_entropy, uncertainty=entropy, max_norm=max_norm)
 
     @staticmethod
     def _batch(seed):
