@@ -1,0 +1,44 @@
+"""Runs a function in several real processes at once, joined in a gloo process group."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+
+def run_in_group(count, function, *args):
+    """What ``function(*args)`` returns on each of ``count`` ranks; raises what the first failing rank raised."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = Path(folder) / "store"
+        futures = [_worker(rank).submit(_call, store, rank, count, function, args) for rank in range(count)]
+        failures = [failure for future in futures if (failure := future.exception()) is not None]
+    if failures:
+        # Where one rank fails the others lose their connection to it, which is not the reason.
+        raise min(failures, key=lambda failure: "Connection" in str(failure))
+    return [future.result() for future in futures]
+
+
+@cache
+def _worker(rank):
+    # Kept, as starting a process and importing torch takes seconds and joining a group milliseconds; and of one rank
+    # for ever, as DTensor remembers by the mesh what its shards look like.
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+
+
+def _call(store, rank, count, function, args):
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=count, timeout=timedelta(seconds=30)
+    )
+    try:
+        return function(*args)
+    finally:
+        dist.destroy_process_group()
