@@ -1,6 +1,8 @@
 import pytest
+import reference
 import torch
 from hypothesis import settings
+from wrapped import build
 
 # Derandomised: a failure is the library's, never the draw's; no deadline: the machine may be shared.
 settings.register_profile("gaal", deadline=None, derandomize=True, max_examples=50)
@@ -11,3 +13,16 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def batch():
+    return reference.make_batches(1)[0]
+
+
+@pytest.fixture
+def trained():
+    """A model and its optimizer after three cached rounds: inner state and live guides."""
+    model, optimizer = build()
+    reference.train(optimizer, model, reference.make_batches(3), recipe="cached")
+    return model, optimizer

@@ -1,11 +1,9 @@
 """The alternator is a torch optimizer everywhere: one test for each way in which other wrappers broke."""
 
 import copy
-import io
 import pickle
 from functools import partial
 
-import numpy as np
 import pytest
 import reference
 import torch
@@ -15,54 +13,12 @@ from lightning.fabric import Fabric
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from reference import assert_identical, frozen_copy
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.optim import lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
+from wrapped import ADAMW, ALIGN, INNER, SGD, backward, build
 
 from gaal_surgery import GradientAlignedAlternator, HalfSpace
-
-SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-2)
-ADAMW = partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1)
-INNER = pytest.mark.parametrize(
-    "inner", [SGD, ADAMW, partial(ADAMW, fused=True)], ids=["sgd_momentum", "adamw", "adamw_fused"]
-)
-ALIGN = pytest.mark.parametrize("align", ["gradient", "update"])
-MODALITIES = ("image", "table", "audio")
-
-
-def build(*modalities, inner=ADAMW, **settings):
-    model = reference.make_model(*modalities)
-    return model, GradientAlignedAlternator(inner(model.parameters()), model.head, **settings)
-
-
-def backward(model, batch, modality="image"):
-    inputs, target = batch
-    features = model.encoders[modality](inputs[modality])
-    F.cross_entropy(model.head(features), target).backward()
-    return features.detach(), target
-
-
-def saved_and_loaded(checkpoint):
-    file = io.BytesIO()
-    torch.save(checkpoint, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
-@pytest.fixture
-def batch():
-    return reference.make_batches(1)[0]
-
-
-@pytest.fixture
-def trained():
-    """A model and its optimizer after three cached rounds: inner state and live guides."""
-    model, optimizer = build()
-    reference.train(optimizer, model, reference.make_batches(3), recipe="cached")
-    return model, optimizer
-
 
 # What an optimizer has: groups, state, defaults.
 
@@ -140,164 +96,6 @@ def test_repr_shows_the_settings_and_the_inner_optimizer():
     assert "Linear" in text
     assert repr(optimizer.rule) in text
     assert "'update'" in text
-
-
-# Schedulers. A warning (wrong order of calls, step overridden) would be an error.
-
-SCHEDULERS = {
-    "lambda": partial(lr_scheduler.LambdaLR, lr_lambda=lambda step: 0.9**step),
-    "one_cycle": partial(lr_scheduler.OneCycleLR, max_lr=0.5, total_steps=10),
-    "plateau": partial(lr_scheduler.ReduceLROnPlateau, patience=0),
-    "sequential": lambda optimizer: lr_scheduler.SequentialLR(
-        optimizer,
-        [lr_scheduler.LinearLR(optimizer, total_iters=2), lr_scheduler.CosineAnnealingLR(optimizer, T_max=5)],
-        milestones=[2],
-    ),
-    "swa": partial(SWALR, swa_lr=0.001, anneal_epochs=3),
-}
-
-
-@INNER
-@pytest.mark.parametrize("schedule", SCHEDULERS.values(), ids=SCHEDULERS)
-def test_a_scheduler_drives_the_inner_optimizer(schedule, inner):
-    model, optimizer = build(inner=inner)
-    twin, bare = copy.deepcopy((model, optimizer.base))
-    schedulers = schedule(optimizer), schedule(bare)
-    seen = set()
-    for batch in reference.make_batches(8):
-        for one, its_optimizer, scheduler in zip((model, twin), (optimizer, bare), schedulers, strict=True):
-            backward(one, batch)
-            its_optimizer.step()
-            its_optimizer.zero_grad()
-            scheduler.step(*[1.0] if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) else [])
-        seen.add(bare.param_groups[0]["lr"])
-    assert len(seen) > 2
-    assert_identical(frozen_copy(model, optimizer.base), frozen_copy(twin, bare))
-
-
-def test_a_scheduler_of_the_inner_optimizer_keeps_working(batch):
-    model = reference.make_model()
-    inner = SGD(model.parameters())
-    scheduler = lr_scheduler.StepLR(inner, step_size=1, gamma=0.5)
-    optimizer = GradientAlignedAlternator(inner, model.head)
-    backward(model, batch)
-    optimizer.step()
-    scheduler.step()
-    assert optimizer.param_groups[0]["lr"] == 0.05
-
-
-# Checkpoints.
-
-
-@ALIGN
-@pytest.mark.parametrize("guides", ["previous", "others"])
-@INNER
-def test_a_resumed_run_is_the_uninterrupted_one(inner, guides, align):
-    batches = reference.make_batches(8, *MODALITIES)
-
-    def start():
-        rule = HalfSpace(margin=0.5, relative=True)
-        model, optimizer = build(*MODALITIES, inner=inner, align=align, guides=guides, rule=rule)
-        return model, optimizer, lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
-
-    def run(model, optimizer, scheduler, batches):
-        objected = []
-        for batch in batches:
-            objected += reference.train(optimizer, model, [batch], recipe="cached")
-            scheduler.step()
-        return objected
-
-    uninterrupted = start()
-    assert run(*uninterrupted, batches)[9], "the guides that the checkpoint carries must matter"
-    stopped = start()
-    run(*stopped, batches[:3])
-    checkpoint = saved_and_loaded([part.state_dict() for part in stopped])
-    resumed = start()
-    for part, state in zip(resumed, checkpoint, strict=True):
-        part.load_state_dict(state)
-    run(*resumed, batches[3:])
-    assert_identical(frozen_copy(*resumed), frozen_copy(*uninterrupted))
-
-
-@INNER
-def test_loading_what_was_saved_changes_nothing(inner):
-    model, optimizer = build(inner=inner)
-    reference.train(optimizer, model, reference.make_batches(2), recipe="cached")
-    before = frozen_copy(optimizer)
-    optimizer.load_state_dict(saved_and_loaded(optimizer.state_dict()))
-    assert_identical(frozen_copy(optimizer), before)
-
-
-def test_a_checkpoint_of_the_bare_inner_optimizer_loads_without_guides(trained):
-    model, optimizer = trained
-    checkpoint = saved_and_loaded(optimizer.base.state_dict())
-    optimizer.load_state_dict(checkpoint)
-    assert_identical(optimizer.base.state_dict(), checkpoint)
-    turns = reference.take_turns(optimizer, model, reference.make_batches(1)[0], recipe="cached")
-    assert [stats.guides for _, stats in turns] == [(), ("image",)]
-
-
-def test_the_bare_inner_optimizer_loads_our_checkpoint(trained):
-    model, optimizer = trained
-    bare = ADAMW(model.parameters())
-    bare.load_state_dict(saved_and_loaded(optimizer.state_dict()))
-    assert_identical(bare.state_dict(), optimizer.base.state_dict())
-
-
-def test_loading_ends_the_turn_and_forgets_its_statistics(trained, batch):
-    model, optimizer = trained
-    checkpoint = optimizer.state_dict()
-    unfinished = optimizer.turns("image", "table")
-    next(unfinished)
-    optimizer.load_state_dict(checkpoint)
-    assert optimizer.stats.guides == ()
-    backward(model, batch)
-    optimizer.step()
-    assert optimizer.stats.modality is None
-    assert optimizer.stats.guides == ("image", "table")
-
-
-def test_load_state_dict_takes_its_argument_by_keyword_and_leaves_it_alone(trained):
-    _, optimizer = trained
-    state_dict = optimizer.state_dict()
-    before = copy.deepcopy(state_dict)
-    optimizer.load_state_dict(state_dict=state_dict)
-    assert_identical(state_dict, before)
-
-
-def test_live_guides_follow_the_device_of_the_model(trained):
-    _, optimizer = trained
-    elsewhere, its_optimizer = build()
-    elsewhere.to("meta")
-    its_optimizer.load_state_dict(optimizer.state_dict())
-    guides = its_optimizer.state_dict()["gaal_surgery"]["guides"]
-    assert {tensor.device.type for guide in guides.values() for tensor in (guide["features"], guide["target"])} == {
-        "meta"
-    }
-
-
-def test_live_guides_serve_a_model_of_another_precision(trained):
-    _, optimizer = trained
-    wide = reference.make_model(dtype=torch.float64)
-    its_optimizer = GradientAlignedAlternator(ADAMW(wide.parameters()), wide.head)
-    its_optimizer.load_state_dict(saved_and_loaded(optimizer.state_dict()))
-    batch = reference.make_batches(1, dtype=torch.float64)[0]
-    (_, stats), _ = reference.take_turns(its_optimizer, wide, batch, recipe="cached")
-    assert stats.guides == ("table",)
-
-
-def test_a_checkpointing_engine_may_drop_the_guides(trained):
-    """Torch's own keeps parameter groups and per-parameter state alone."""
-    model, optimizer = trained
-    kept = get_optimizer_state_dict(model, optimizer)
-    fresh, its_optimizer = build()
-    untouched = frozen_copy(fresh)
-    set_optimizer_state_dict(fresh, its_optimizer, kept)
-    assert_identical(frozen_copy(fresh), untouched)
-    loaded, saved = (dict(sorted(which.state_dict()["state"].items())) for which in (its_optimizer, optimizer))
-    assert_identical(loaded, saved)
-    turns = reference.take_turns(its_optimizer, fresh, reference.make_batches(1)[0], recipe="cached")
-    assert [stats.guides for _, stats in turns] == [(), ("image",)]
 
 
 # Copies.
@@ -463,107 +261,6 @@ def test_an_unguided_closure_returns_its_value(batch):
     before = frozen_copy(model)
     assert optimizer.step(closure=lambda: backward(model, batch) and "value") == "value"
     assert not torch.equal(model.head.weight, before[0]["head.weight"])
-
-
-# Gradient scaling, clipping, accumulation, averaging.
-
-
-def scaled_turns(optimizer, model, batch, scaler, recipe="fresh", spoil=None):
-    inputs, target = batch
-    for turn in optimizer.turns(*inputs):
-        scaler.scale(
-            F.cross_entropy(model.head(model.encoders[turn.modality](inputs[turn.modality])), target)
-        ).backward()
-        for guide in turn.guides:
-            optimizer.guide(guide, model.encoders[guide](inputs[guide]), target)
-        if spoil == turn.modality:
-            model.head.weight.grad[0, 0] = torch.inf
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
-
-
-@ALIGN
-@INNER
-def test_under_a_gradient_scaler_training_is_the_same(inner, align):
-    """The scale is a power of two, so not even rounding differs; a fused inner optimizer must not unscale again."""
-    model, optimizer = build(inner=inner, align=align)
-    twin, its_optimizer = copy.deepcopy((model, optimizer))
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    for batch in reference.make_batches(4):
-        scaled_turns(optimizer, model, batch, scaler)
-        reference.train(its_optimizer, twin, [batch])
-    assert scaler.get_scale() == 1024.0
-    assert_identical(frozen_copy(model, optimizer), frozen_copy(twin, its_optimizer))
-
-
-def test_a_scaled_gradient_that_overflows_skips_the_step_alone(batch):
-    model, optimizer = build(inner=partial(ADAMW, fused=True))
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    before = frozen_copy(model)
-    scaled_turns(optimizer, model, batch, scaler, spoil="image")
-    assert scaler.get_scale() == 512.0
-    assert optimizer.stats.modality == "table"
-    assert_identical(model.encoders["image"].state_dict(), reference.make_model().encoders["image"].state_dict())
-    assert not torch.equal(model.head.weight, before[0]["head.weight"])
-    scaled_turns(optimizer, model, batch, scaler)
-    assert not torch.equal(model.encoders["image"][0].weight, before[0]["encoders.image.0.weight"])
-
-
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_clipping_before_or_after_alignment_respects_the_limit(when):
-    """Before: as usual, after unscaling. After: in a hook of the inner optimizer."""
-    model, optimizer = build(inner=partial(torch.optim.SGD, lr=1.0))
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-
-    def clip(*_):
-        nn.utils.clip_grad_norm_(model.parameters(), 0.01)
-
-    if when == "after":
-        optimizer.base.register_step_pre_hook(clip)
-    objected = 0
-    for inputs, target in reference.make_batches(10):
-        for turn in optimizer.turns(*inputs):
-            features = model.encoders[turn.modality](inputs[turn.modality])
-            scaler.scale(F.cross_entropy(model.head(features), target)).backward()
-            optimizer.guide(turn.guides[0], model.encoders[turn.guides[0]](inputs[turn.guides[0]]), target)
-            scaler.unscale_(optimizer)
-            if when == "before":
-                clip()
-            before = reference.flat(model.parameters())
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad()
-            assert np.linalg.norm(reference.flat(model.parameters()) - before) <= 0.01 * (1 + 1e-4)
-            objected += bool(optimizer.stats.intervened[turn.guides[0]])
-    assert objected
-
-
-@ALIGN
-def test_accumulated_gradients_are_aligned_at_the_boundary(align, batch):
-    model, optimizer = build(inner=SGD, align=align)
-    twin, its_optimizer = copy.deepcopy((model, optimizer))
-    inputs, target = batch
-    for rows in (slice(0, 4), slice(4, 8)):
-        (F.cross_entropy(model.head(model.encoders["image"](inputs["image"][rows])), target[rows]) / 2).backward()
-    backward(twin, batch)
-    for one, which in ((model, optimizer), (twin, its_optimizer)):
-        which.guide("table", one.encoders["table"](inputs["table"]), target)
-        which.step()
-        assert which.stats.guides == ("table",)
-    torch.testing.assert_close(model.state_dict(), twin.state_dict())
-
-
-def test_weights_can_be_averaged_while_training():
-    model, optimizer = build()
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5))
-    expected = None
-    for batch in reference.make_batches(3):
-        reference.train(optimizer, model, [batch])
-        average.update_parameters(model)
-        weight = model.head.weight.detach().clone()
-        expected = weight if expected is None else 0.5 * expected + 0.5 * weight
-    torch.testing.assert_close(average.module.head.weight.detach(), expected)
 
 
 # Trainers that wrap the optimizer in a shell, whose class inherits ours without running our constructor.
