@@ -1,0 +1,98 @@
+"""GAAL with Hugging Face Accelerate: `python examples/trainers/with_accelerate.py --help`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
+from accelerate.utils import set_seed
+from jsonargparse import auto_cli
+from torch.utils.data import DataLoader
+from trainers.problem import MODALITIES, Model, accuracy, rows
+
+from gaal_surgery import GradientAlignedAlternator, HalfSpace
+
+
+def main(
+    epochs: int = 20,
+    guidance: Literal["fresh", "cached"] = "fresh",
+    margin: float = 0.0,
+    batch: int = 50,
+    accumulate: int = 1,
+    max_norm: float = 1.0,
+    save: Path | None = None,
+    resume: Path | None = None,
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no",
+    cpu: bool = False,
+) -> Model:
+    """Trains, and prints the test accuracy.
+
+    Args:
+        epochs: in all, those before a resume included.
+        guidance: "fresh" runs the guide's encoder again, "cached" keeps the features of its last turn.
+        margin: the cosine that every step keeps with its guide, at least.
+        batch: rows in a micro-batch of one process.
+        accumulate: micro-batches in a step.
+        max_norm: where gradients are clipped.
+        save: a folder for `epoch_1`, `epoch_2`, ...
+        resume: one of them.
+        mixed_precision: Accelerator's; fp16 needs a GPU.
+        cpu: even where there is a GPU.
+    """
+    set_seed(0)
+    accelerator = Accelerator(
+        mixed_precision=mixed_precision,
+        cpu=cpu,
+        # A turn leaves the other encoders unused.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        gradient_accumulation_steps=accumulate,
+        # An order that depends on the epoch alone, so that a resumed run finds it again.
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=0),
+    )
+    module = Model()
+    sgd = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
+    alternator = GradientAlignedAlternator(sgd, shared=module.head, rule=HalfSpace(margin, relative=True))
+    loader = DataLoader(rows("train"), batch, shuffle=True)
+    # The prepared optimizer has no `turns` and no `guide`; it shares everything with the alternator.
+    model, optimizer, loader = accelerator.prepare(module, alternator, loader)
+
+    done = 0
+    if resume:
+        accelerator.load_state(resume)
+        done = int(resume.name.removeprefix("epoch_"))
+    for epoch in range(done, epochs):
+        loader.set_epoch(epoch)
+        for group in zip(*[iter(loader)] * accumulate, strict=False):  # `accumulate` at a time, incomplete ones dropped
+            labels = torch.cat([inputs["labels"] for inputs in group])
+            for turn in alternator.turns(*MODALITIES):
+                cache = []
+                for inputs in group:
+                    with accelerator.accumulate(model):
+                        features, logits = model(inputs, turn.modality)
+                        accelerator.backward(F.cross_entropy(logits, inputs["labels"]))
+                        cache.append(features.detach())
+                if guidance == "fresh":
+                    for guide in turn.guides:
+                        with torch.no_grad():
+                            alternator.guide(guide, torch.cat([model(inputs, guide)[0] for inputs in group]), labels)
+                accelerator.clip_grad_norm_(model.parameters(), max_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+                if guidance == "cached":
+                    alternator.guide(turn.modality, torch.cat(cache), labels)
+        if save:
+            accelerator.save_state(save / f"epoch_{epoch + 1}")
+    accelerator.print(f"test accuracy {accuracy(module):.3f}")
+    return module
+
+
+if __name__ == "__main__":
+    auto_cli(main)

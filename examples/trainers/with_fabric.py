@@ -1,0 +1,85 @@
+"""GAAL with Lightning Fabric: `python examples/trainers/with_fabric.py --help`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from typing import Any, Literal
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from jsonargparse import auto_cli
+from torch.utils.data import DataLoader, DistributedSampler
+from trainers.problem import MODALITIES, Model, accuracy, rows
+
+from gaal_surgery import GradientAlignedAlternator, HalfSpace
+
+
+def main(
+    epochs: int = 20,
+    guidance: Literal["fresh", "cached"] = "fresh",
+    margin: float = 0.0,
+    batch: int = 50,
+    max_norm: float = 1.0,
+    checkpoint: Path | None = None,
+    **options: Any,
+) -> Model:
+    """Trains, and prints the test accuracy.
+
+    Args:
+        epochs: in all, those before a resume included.
+        guidance: "fresh" runs the guide's encoder again, "cached" keeps the features of its last turn.
+        margin: the cosine that every step keeps with its guide, at least.
+        batch: rows in a step of one process.
+        max_norm: where gradients are clipped.
+        checkpoint: a file to go on from where it exists, and to write at the end.
+        options: of Fabric.
+    """
+    fabric = L.Fabric(**options)
+    fabric.launch()
+    fabric.seed_everything(0, verbose=False)
+    module = Model()
+    sgd = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
+    optimizer = GradientAlignedAlternator(sgd, shared=module.head, rule=HalfSpace(margin, relative=True))
+    model, optimizer = fabric.setup(module, optimizer)
+    # An order that depends on the epoch alone, so that a resumed run finds it again.
+    dataset = rows("train")
+    sampler = DistributedSampler(dataset, fabric.world_size, fabric.global_rank)
+    # Not set up by Fabric, whose loaders start over from epoch 0 when a run is resumed.
+    loader = DataLoader(dataset, batch, sampler=sampler)
+
+    # The precision holds the scale of 16-mixed, which Fabric does not save by itself.
+    state = {"model": model, "optimizer": optimizer, "precision": fabric.strategy.precision}
+    done = 0
+    if checkpoint and checkpoint.exists():
+        done = fabric.load(checkpoint, state)["epochs"]
+    for epoch in range(done, epochs):
+        sampler.set_epoch(epoch)
+        for inputs in map(fabric.to_device, loader):
+            for turn in optimizer.turns(*MODALITIES):
+                features, logits = model(inputs, turn.modality)
+                fabric.backward(F.cross_entropy(logits, inputs["labels"]))
+                if guidance == "fresh":
+                    for guide in turn.guides:
+                        with torch.no_grad():
+                            optimizer.guide(guide, model(inputs, guide)[0], inputs["labels"])
+                # Unscales first under 16-mixed, where an overflow is for the scaler to handle.
+                fabric.clip_gradients(model, optimizer, max_norm=max_norm, error_if_nonfinite=False)
+                optimizer.step()
+                optimizer.zero_grad()
+                if guidance == "cached":
+                    optimizer.guide(turn.modality, features, inputs["labels"])
+    if checkpoint:
+        fabric.save(checkpoint, {**state, "epochs": epochs})
+    if fabric.is_global_zero:
+        print(f"test accuracy {accuracy(module):.3f}")
+    return module
+
+
+if __name__ == "__main__":
+    auto_cli(main)

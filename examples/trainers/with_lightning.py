@@ -1,0 +1,94 @@
+"""GAAL under Lightning's Trainer, by manual optimization: `python examples/trainers/with_lightning.py --help`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from typing import Any, Literal
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from jsonargparse import auto_cli
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler
+from trainers.problem import MODALITIES, Model, accuracy, rows
+
+from gaal_surgery import GradientAlignedAlternator, HalfSpace
+
+
+class Alternating(L.LightningModule):
+    """The loop over turns, in a training step."""
+
+    def __init__(self, guidance: str, margin: float, batch: int, max_norm: float) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = Model()
+        self.guidance, self.margin, self.batch, self.max_norm = guidance, margin, batch, max_norm
+
+    def configure_optimizers(self) -> GradientAlignedAlternator:
+        """The wrapper in place of the optimizer."""
+        sgd = torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+        return GradientAlignedAlternator(sgd, shared=self.model.head, rule=HalfSpace(self.margin, relative=True))
+
+    def training_step(self, batch: dict[str, Tensor], _: int) -> None:
+        """One round of turns."""
+        optimizer = self.optimizers()
+        for turn in optimizer.turns(*MODALITIES):
+            features, logits = self.model(batch, turn.modality)
+            self.manual_backward(F.cross_entropy(logits, batch["labels"]))
+            if self.guidance == "fresh":
+                for guide in turn.guides:
+                    with torch.no_grad():
+                        optimizer.guide(guide, self.model(batch, guide)[0], batch["labels"])
+            optimizer.step()
+            optimizer.zero_grad()
+            if self.guidance == "cached":
+                optimizer.guide(turn.modality, features, batch["labels"])
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clips: in training_step gradients would still be scaled under 16-mixed."""
+        self.clip_gradients(optimizer, self.max_norm, "norm")
+
+    def train_dataloader(self) -> DataLoader:
+        """An order that depends on the epoch alone, so that a resumed run finds it again."""
+        dataset = rows("train")
+        sampler = DistributedSampler(dataset, self.trainer.world_size, self.trainer.global_rank)
+        return DataLoader(dataset, self.batch, sampler=sampler)
+
+
+def main(
+    epochs: int = 20,
+    guidance: Literal["fresh", "cached"] = "fresh",
+    margin: float = 0.0,
+    batch: int = 50,
+    max_norm: float = 1.0,
+    resume: Path | None = None,
+    **trainer: Any,
+) -> Model:
+    """Trains, and prints the test accuracy.
+
+    Args:
+        epochs: in all, those before a resume included.
+        guidance: "fresh" runs the guide's encoder again, "cached" keeps the features of its last turn.
+        margin: the cosine that every step keeps with its guide, at least.
+        batch: rows in a step of one process.
+        max_norm: where gradients are clipped.
+        resume: a checkpoint of Lightning's.
+        trainer: options of Lightning's Trainer.
+    """
+    L.seed_everything(0, verbose=False)
+    task = Alternating(guidance, margin, batch, max_norm)
+    engine = L.Trainer(max_epochs=epochs, logger=False, **trainer)
+    engine.fit(task, ckpt_path=resume)
+    if engine.is_global_zero:
+        print(f"test accuracy {accuracy(task.model):.3f}")
+    return task.model
+
+
+if __name__ == "__main__":
+    auto_cli(main)
