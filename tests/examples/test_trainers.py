@@ -189,7 +189,6 @@ def test_double_precision_is_that_of_the_plain_loop(trainer, guidance, tmp_path)
 
 # Checkpoints: the options of a run that stops, and of one that goes on.
 
-
 STOPS = {
     "lightning": lambda folder: {},
     "fabric": lambda folder: {"checkpoint": folder / "state.ckpt"},
@@ -209,6 +208,20 @@ def train_in_two_runs(trainer, folder, *, options_of_run=dict, **options):
     train = TRAINERS[trainer]
     train(folder, epochs=1, **STOPS[trainer](folder), **options_of_run(), **options)
     return train(folder, epochs=2, **GOES_ON[trainer](folder), **options_of_run(), **options)
+
+
+def test_lightning_counts_turns_and_hugging_face_rounds(tmp_path):
+    for trainer in ("lightning", "transformers"):
+        TRAINERS[trainer](tmp_path, epochs=1, **STOPS[trainer](tmp_path))
+    assert (tmp_path / "checkpoints" / "epoch=0-step=20.ckpt").exists()
+    assert (tmp_path / "checkpoint-10").exists()
+
+
+@pytest.mark.parametrize("guidance", GUIDANCE)
+def test_hugging_faces_trainer_resumes_amid_an_epoch(guidance, tmp_path):
+    transformers(tmp_path, guidance=guidance, max_steps=13, save_strategy="steps", save_steps=13)
+    model = transformers(tmp_path, epochs=2, guidance=guidance, resume=tmp_path / "checkpoint-13")
+    assert_identical(model.state_dict(), plain_loop(2, guidance)[0].state_dict())
 
 
 resumes_in_its_folder = pytest.mark.filterwarnings(
