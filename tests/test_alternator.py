@@ -744,5 +744,3 @@ def test_the_only_graph_breaks_are_those_of_torchs_own_optimizers(align, batch, 
     assert optimizer.stats.guides == ("table",)
     assert breaks
     assert set(breaks) == {inspect.getfile(torch.optim.Optimizer)}
-
-

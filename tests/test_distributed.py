@@ -83,7 +83,7 @@ class Case:
         return tensor.split(self.shards)[dist.get_rank()] if dist.is_initialized() else tensor
 
     def loss(self, logits, target):
-        """This rank's part of the loss of the whole batch, times the ranks: data parallelism takes the mean over ranks."""
+        """This rank's part of the loss of the whole batch, times the ranks, of which DDP takes the mean."""
         weight = torch.ones(3, dtype=logits.dtype)
         if self.loss_fn is weighted_cross_entropy:
             weight = torch.tensor(CLASS_WEIGHTS, dtype=logits.dtype)

@@ -32,7 +32,10 @@ def callbacks(folder: Path, seed: int, patience: int | None) -> list[Callback]:
 
 
 class EpochSeed(Callback):
-    """Seeds all generators by (seed, epoch), so that a resumed run draws what an uninterrupted one does."""
+    """Seeds all generators by (seed, epoch), so that a resumed run draws what an uninterrupted one does.
+
+    All ranks alike: a random selection of guiding samples must be the same on every rank.
+    """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -67,6 +70,8 @@ class EpochTable(Callback):
                 "seconds": round(time.perf_counter() - self._started, 3),
             }
         )
+        if not trainer.is_global_zero:
+            return
         with replacing(self.path) as temporary:
             self.table().to_csv(temporary, index=False)
 

@@ -87,14 +87,15 @@ class Options:
     patience: PositiveInt | None = None
     """Stop after so many epochs without a better validation accuracy; default never."""
     batch_size: BatchSize = 64
-    """Rows in a batch."""
+    """Rows in a batch, on each device."""
 
     seed: NonNegativeInt = 0
     """Seed of the splits, the initial weights, the order of the rows and the augmentation."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes CUDA where there is one."""
     devices: PositiveInt = 1
-    """Number of devices; only 1 for now."""
+    """Devices of each machine, with one process each; where torchrun starts the processes, it decides. The batch is
+    shared out: batch_size rows on each device."""
     precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Numeric precision, as Lightning names it."""
     workers: NonNegativeInt = 2

@@ -10,14 +10,17 @@ if __name__ == "__main__":
 
 import difflib
 import logging
+import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import lightning as L
 import torch
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from tabular_image.callbacks import BEST, LAST, EpochTable, callbacks
@@ -42,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run(parse(sys.argv[1:] if arguments is None else arguments))
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
@@ -74,9 +77,13 @@ def run(options: Options, samples: Samples | None = None) -> None:
         samples: the data set, where it was read before; None reads it.
     """
     folder = options.folder
-    if options.devices > 1:
-        raise InputError(f"--devices {options.devices}: several processes come with a later version; use --devices 1")
-    if not options.resume and folder.exists() and any(folder.iterdir()):
+    if not METHODS[options.method].several_processes and (options.devices > 1 or _nodes() > 1):
+        able = ", ".join(name for name, method in METHODS.items() if method.several_processes)
+        raise InputError(
+            f"--method {options.method} looks at whole batches and trains in one process; use --devices 1, or one of "
+            f"{able}"
+        )
+    if _first_process() and not options.resume and folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} already holds a run; give --resume true to continue it, or another --out")
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -85,12 +92,15 @@ def run(options: Options, samples: Samples | None = None) -> None:
     data = build_data(options, read_samples(options) if samples is None else samples)
     method = METHODS[options.method](data, options)
     trainer = build_trainer(options, method.total_epochs)
-    folder.mkdir(parents=True, exist_ok=True)
-    _save_config(options, folder / "config.yaml")
+    if _first_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        _save_config(options, folder / "config.yaml")
 
     last = folder / f"{LAST}.ckpt"
     trainer.fit(method, datamodule=data, ckpt_path=last if last.exists() else None)
     outputs = test(trainer, method, data, folder / f"{BEST}.ckpt")
+    if not trainer.is_global_zero:
+        return
     epochs = next(callback for callback in trainer.callbacks if isinstance(callback, EpochTable)).table()
     report(folder, options, data, method, outputs, epochs)
 
@@ -117,23 +127,27 @@ def build_data(options: Options, samples: Samples) -> TabularImageData:
         skip_corrupt=options.skip_corrupt,
     )
     if data.samples.note:
-        print(data.samples.note)
+        _say(data.samples.note)
     for sentence in data.skipped:
-        print(f"skipped: {sentence}")
+        _say(f"skipped: {sentence}")
     sizes = ", ".join(f"{size} {split}" for split, size in data.split_sizes.items())
-    print(f"{data.samples.name}: {len(data.classes)} classes, {sizes} rows, table of {data.table_width} columns")
+    _say(f"{data.samples.name}: {len(data.classes)} classes, {sizes} rows, table of {data.table_width} columns")
     return data
 
 
 def build_trainer(options: Options, epochs: int) -> L.Trainer:
-    """Lightning's Trainer on one device."""
+    """Lightning's Trainer, with a process for each device."""
     accelerator = options.accelerator
     if accelerator == "auto":  # Lightning's auto takes Apple's GPU too, which lacks the double precision of a fit
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         return L.Trainer(
             accelerator=accelerator,
-            devices=1,
+            devices=options.devices,
+            num_nodes=_nodes(),
+            # A turn leaves the other modality's encoder without a gradient.
+            strategy=DDPStrategy(find_unused_parameters=True) if options.devices * _nodes() > 1 else "auto",
+            use_distributed_sampler=False,  # training rows are shared out by our sampler, the others seen by everyone
             precision=options.precision,
             max_epochs=epochs,
             callbacks=callbacks(options.folder, options.seed, options.patience),
@@ -183,7 +197,8 @@ def _options(namespace: Namespace) -> Options:
     common = {field.name: _builtin(namespace[field.name]) for field in fields(Options) if field.name != "settings"}
     own = fields(METHODS[name].Settings)
     settings = {field.name: _builtin(namespace[f"{name}.{field.name}"]) for field in own}
-    return Options(**common, settings=METHODS[name].Settings(**settings))
+    options = Options(**common, settings=METHODS[name].Settings(**settings))
+    return replace(options, devices=int(os.environ.get("LOCAL_WORLD_SIZE", options.devices)))
 
 
 def _builtin(value: Any) -> Any:
@@ -199,6 +214,21 @@ def _save_config(options: Options, path: Path) -> None:
         stored[options.method] = Namespace(vars(options.settings))
     with replacing(path) as temporary:
         temporary.write_text(_parser().dump(stored))
+
+
+def _nodes() -> int:
+    """Machines that torchrun has started the command on."""
+    return int(os.environ.get("GROUP_WORLD_SIZE", 1))
+
+
+def _first_process() -> bool:
+    return rank_zero_only.rank == 0
+
+
+def _say(*values: object, **settings: Any) -> None:
+    """Prints, once for all processes."""
+    if _first_process():
+        print(*values, **settings)
 
 
 def _quieten() -> None:

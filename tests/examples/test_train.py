@@ -154,27 +154,44 @@ def test_the_lowest_loss_among_the_best_epochs_is_tested(arguments, tmp_path):
     assert torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"] == chosen
 
 
-def test_a_killed_run_resumes_to_the_same_result(arguments, tmp_path):
-    whole, killed, moved = (tmp_path / name for name in ("whole", "killed", "moved"))
-    assert train.main(arguments(whole, **STATEFUL)) == 0
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}  # the script finds its own package
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}  # the script finds its own package
+
+def kill_in_mid_training(command, out):
+    """Starts a run, and kills it with all its processes after the third epoch or a later one."""
     process = subprocess.Popen(
-        [sys.executable, SCRIPT, *arguments(killed, **STATEFUL)],
-        **{"env": environment, "cwd": tmp_path, "text": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE},
+        command,
+        **{"env": ENVIRONMENT, "cwd": out.parent, "text": True, "start_new_session": True},
+        **{"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE},
     )
-    deadline = time.monotonic() + 60
-    while not ((killed / "last.ckpt").exists() and len(metrics(killed)) >= 3):
+    deadline = time.monotonic() + 120
+    while not ((out / "last.ckpt").exists() and len(metrics(out)) >= 3):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    assert not (killed / "results.json").exists()
+    assert not (out / "results.json").exists()
 
+
+def test_a_killed_run_resumes_to_the_same_result(arguments, tmp_path):
+    whole, killed, moved = (tmp_path / name for name in ("whole", "killed", "moved"))
+    assert train.main(arguments(whole, **STATEFUL)) == 0
+    kill_in_mid_training([sys.executable, SCRIPT, *arguments(killed, **STATEFUL)], killed)
     shutil.move(killed, moved)
     assert train.main(["--out", str(moved), "--resume", "true"]) == 0
     assert_same_run(whole, moved)
+
+
+def test_two_processes_killed_and_resumed_by_torchrun_end_as_two_uninterrupted_ones(arguments, tmp_path):
+    """Guides are fresh: of cached ones a checkpoint holds those of the first process."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    options = {"batch_size": 8, "epochs": 12, "optimizer": "sgd", "fusion": "calibrated", "augment": "true"}
+    subprocess.run([*TORCHRUN, SCRIPT, *arguments(whole, **options)], env=ENVIRONMENT, check=True)
+    kill_in_mid_training([sys.executable, SCRIPT, *arguments(killed, devices=2, **options)], killed)
+    subprocess.run([*TORCHRUN, SCRIPT, "--out", str(killed), "--resume", "true"], env=ENVIRONMENT, check=True)
+    assert_same_run(whole, killed)
 
 
 def test_an_epoch_draws_the_same_whatever_happened_before():
@@ -230,7 +247,7 @@ def test_a_run_is_not_resumed_with_other_options(arguments, tmp_path, capsys):
     [
         ({"path": "missing.csv"}, ["missing.csv", "does not exist"]),
         ({"target_column": "kid"}, ["'kid'", "did you mean 'kind'?"]),
-        ({"devices": 2}, ["--devices 1"]),
+        ({"method": "mla", "devices": 2}, ["mla", "--devices 1", "gaal"]),
         ({"table": "margin"}, ["table"]),
         ({"method": "gal"}, ["'gal'", "did you mean 'gaal'?"]),
         ({"dataset": "flowers"}, ["'flowers'", "leaves100"]),

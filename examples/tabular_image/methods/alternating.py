@@ -51,6 +51,7 @@ class Alternating(Monitored):
     """
 
     Settings = AlternatingSettings
+    several_processes = True
     monitor: ConflictMonitor
 
     def __init__(self, data: TabularImageData, options: Options) -> None:

@@ -56,6 +56,7 @@ class Method(L.LightningModule):
 
     Attributes:
         Settings: the dataclass of the method's own options; `--NAME.OPTION` on the command line.
+        several_processes: whether it may train in several, because its loss is a mean over the rows of a batch.
         settings: its instance.
         modalities: those that the method trains and predicts from.
         encoders: an encoder by modality, each to (B, width).
@@ -64,6 +65,7 @@ class Method(L.LightningModule):
     """
 
     Settings: ClassVar[type[Any]] = NoSettings
+    several_processes: ClassVar[bool] = False
     modalities: ClassVar[tuple[str, ...]] = ("image", "table")
     log_prior: Tensor
 
@@ -190,6 +192,12 @@ class Method(L.LightningModule):
         return {"logits": logits, "target": batch["target"], "row": batch["row"]}
 
     # Validation.
+
+    def on_validation_start(self) -> None:
+        """Give all ranks the statistics of the first, with which they start their next batch anyway."""
+        if self.trainer.world_size > 1:
+            for buffer in self.buffers():
+                torch.distributed.broadcast(buffer, src=0)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep the batch's predictions for the end of the epoch."""

@@ -33,10 +33,12 @@ class Concatenation(Monitored):
 
     Attributes:
         monitor: for each encoder (under "modality"), the gradient of CE(z) and its cosine with that of CE(z_m) (under
-            "guide"), if the settings ask for it. It counts two steps a batch, as that of alternation does.
+            "guide"), if the settings ask for it; with several processes, of the first one's rows. It counts two steps
+            a batch, as that of alternation does.
     """
 
     Settings = ConcatenationSettings
+    several_processes = True
 
     def __init__(self, data: TabularImageData, options: Options) -> None:
         super().__init__(data, options)

@@ -39,6 +39,7 @@ class DAFT(Method):
     """
 
     Settings = DAFTSettings
+    several_processes = True
     modalities = ("image",)  # those with an encoder; the table goes into the block as it is
 
     def __init__(self, data: TabularImageData, options: Options) -> None:

@@ -43,6 +43,7 @@ class KD(Method):
     """
 
     Settings = KDSettings
+    several_processes = True
 
     def __init__(self, data: TabularImageData, options: Options) -> None:
         super().__init__(data, options)

@@ -33,6 +33,7 @@ class Maximum(Method):
     """
 
     Settings = MaximumSettings
+    several_processes = True
 
     def __init__(self, data: TabularImageData, options: Options) -> None:
         super().__init__(data, options)

@@ -62,6 +62,7 @@ class MFH(KD):
     """
 
     Settings = MFHSettings
+    several_processes = False  # saliency is measured on the rows of one loader
     saliency: Tensor
     kept: Tensor
 

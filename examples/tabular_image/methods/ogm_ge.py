@@ -51,6 +51,7 @@ class OGMGE(Concatenation):
     """
 
     Settings = OGMGESettings
+    several_processes = False  # s_m counts the rows of the whole batch
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One step on the cross-entropy of the joint logits, modulated in the first epochs."""

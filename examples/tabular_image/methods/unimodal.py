@@ -13,6 +13,8 @@ from .base import Logits, Method
 class Unimodal(Method):
     """Cross-entropy on a linear classifier of the features of `modalities`, which has one name."""
 
+    several_processes = True
+
     def __init__(self, data: TabularImageData, options: Options) -> None:
         super().__init__(data, options)
         (self.modality,) = self.modalities
