@@ -265,14 +265,16 @@ def train_on_this_rank(folder):
     weights = {}
     with mock.patch.dict(os.environ, ranks, TORCHELASTIC_RUN_ID="1"):
         for trainer, train in TRAINERS.items():
-            options = {"batch": 25, **DISTRIBUTED[trainer]}
+            options = DISTRIBUTED[trainer]
             for guidance in GUIDANCE:
                 own = folder / f"{trainer}_{guidance}"
                 through = train(own / "through", epochs=2, guidance=guidance, **options)
                 resumed = train_in_two_runs(trainer, own, guidance=guidance, **options)
                 weights[trainer, guidance] = arrays(through), arrays(resumed)
             if trainer in ACCUMULATION:
-                weights[trainer, "accumulated"] = arrays(train(folder, **options, **ACCUMULATION[trainer], epochs=1))
+                weights[trainer, "accumulated"] = arrays(
+                    train(folder, epochs=1, batch=25, **options, **ACCUMULATION[trainer])
+                )
             forget_accelerate()
     return weights
 
@@ -291,7 +293,7 @@ def weights_of_ranks(tmp_path_factory):
 def test_two_processes_equal_one_on_the_joint_batch(trainer, guidance, weights_of_ranks):
     first, second = (weights[trainer, guidance][0] for weights in weights_of_ranks)
     np.testing.assert_equal(first, second)
-    for name, weight in plain_loop(2, guidance)[0].state_dict().items():
+    for name, weight in plain_loop(2, guidance, batch=100)[0].state_dict().items():
         np.testing.assert_allclose(first[name], weight, rtol=0, atol=1e-6)
 
 
