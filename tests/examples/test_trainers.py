@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from accelerate.state import AcceleratorState, GradientState
 from processes import run_in_group
 from reference import assert_identical
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.data import default_collate
-from trainers import with_accelerate, with_fabric, with_lightning, with_transformers
+from trainers import with_accelerate, with_fabric, with_lightning, with_torchrun, with_transformers
 from trainers.problem import MODALITIES, Model, rows
 
 from gaal_surgery import GradientAlignedAlternator, HalfSpace
@@ -319,6 +320,37 @@ def test_two_processes_with_cached_guides_resume_with_those_of_rank_0(trainer, w
     np.testing.assert_equal(resumed, others)
     assert not np.array_equal(resumed["head.weight"], through["head.weight"])
     np.testing.assert_allclose(resumed["head.weight"], through["head.weight"], atol=0.05)
+
+
+# Plain PyTorch in two processes.
+
+
+def train_in_plain_pytorch_on_this_rank(folder, parallel, guidance):
+    """The weights after an uninterrupted run, and after one that a checkpoint of torch resumes."""
+    settings = {"parallel": parallel, "guidance": guidance, "margin": MARGIN, "epochs": 2}
+    through = with_torchrun.main(save=folder, **settings)
+    resumed = with_torchrun.main(resume=folder / "epoch_1", **settings)
+    return whole_arrays(through), whole_arrays(resumed)
+
+
+def whole_arrays(model):
+    """As arrays, the shards put together."""
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    return {name: weight.numpy() for name, weight in state.items()}
+
+
+@pytest.mark.parametrize("guidance", GUIDANCE)
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_plain_pytorch_in_two_processes_equals_one_on_the_joint_batch(parallel, guidance, tmp_path):
+    ranks = run_in_group(2, train_in_plain_pytorch_on_this_rank, tmp_path, parallel, guidance)
+    through, resumed = ranks[0]
+    for name, weight in plain_loop(2, guidance, batch=100)[0].state_dict().items():
+        np.testing.assert_allclose(through[name], weight, rtol=0, atol=1e-6)
+    if guidance == "fresh":
+        np.testing.assert_equal(resumed, through)
+    else:  # such a checkpoint has no guides: the first turn after it is unguided
+        assert not np.array_equal(resumed["head.weight"], through["head.weight"])
+        np.testing.assert_allclose(resumed["head.weight"], through["head.weight"], atol=0.05)
 
 
 # The command line.
