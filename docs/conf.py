@@ -35,7 +35,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(torch|nn|collections|matplotlib|typing|gaal_surgery\.projection)\..*"),
     (
         "py:.*",
-        r"Tensor|Optimizer|Axes|Any|Callable|Iterator|Literal|Mapping|Sequence|Gradient|Logits|LossFn|Rule|Uncertainty",
+        r"Tensor|Optimizer|ProcessGroup|Axes|Any|Callable|Iterator|Literal|Mapping|Sequence|Gradient|Logits|LossFn|Rule|Uncertainty",
     ),
 ]
 

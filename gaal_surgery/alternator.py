@@ -86,7 +86,8 @@ class GradientAlignedAlternator(Optimizer):
         guides: "previous" (the paper: the modality before this one in the round, cyclically) or "others" (all others).
         max_norm: clip each selected sample's gradient to this norm before the mean; None does not clip.
         process_group: the ranks that share every batch; None takes the default group where ``torch.distributed`` is
-            initialised. Samples are then selected among the rows of all ranks.
+            initialised. Samples are then selected among the rows of all ranks, which take the same turns and record the
+            same guides; ``uncertainty``, ``loss_fn`` and ``rule`` must give the same on all of them.
 
     Raises:
         TypeError: an argument is not of the kind above.
@@ -222,7 +223,8 @@ class GradientAlignedAlternator(Optimizer):
 
         The features are detached and kept; the shared module is run on them when a step needs them. A guide serves
         the turn it is recorded in and the next n - 1 turns of a round of n modalities, or the next step outside
-        ``turns``. With micro-batches the last one recorded counts. An empty batch records no guide.
+        ``turns``. With micro-batches the last one recorded counts. An empty batch is no guide; with several processes
+        it says that this rank has no rows of it.
 
         Args:
             modality: whose batch it is.
