@@ -46,7 +46,7 @@ def share_rows(group: ProcessGroup, label: str, rows: Mapping[str, int | None]) 
         RuntimeError: the ranks are in different turns, or only some of them recorded a guide. All ranks raise.
     """
     counts = [-1 if count is None else count for count in rows.values()]
-    message = torch.tensor([zlib.crc32(f"{label} {tuple(rows)}".encode()), *counts])
+    message = torch.tensor([zlib.crc32(f"{label} {tuple(rows)}".encode()), *counts], device="cpu")
     everyone = _all_gather(message, _host_group(group)).tolist()
     if len({theirs[0] for theirs in everyone}) > 1:
         raise RuntimeError(

@@ -1,0 +1,245 @@
+"""Time and peak memory of one round, all ways to train side by side in one run.
+
+A round is one turn of every modality: an image encoder, and a table MLP for each further modality, with a shared Linear
+head. Beside the library's recipes stand a joint step, plain alternation, the order of work in the authors' released
+code, and TorchJD's aggregators on the head's gradients. A second table says what surgery adds to each turn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import timing
+import torch
+import torch.nn.functional as F
+from jsonargparse import auto_cli
+from matplotlib.figure import Figure
+from tabular_image.models import TableMLP, image_encoder
+from timing import RESULTS, Work
+from torch import Tensor, nn
+from torchjd.aggregation import Aggregator, DualProj, PCGrad, UPGrad
+from torchjd.autojac import backward, jac_to_grad
+
+from gaal_surgery import GradientAlignedAlternator, align, entropy, select_uncertain
+
+Guidance = Literal["fresh", "cached"] | None
+COLUMNS = 63  # of the paper's largest table, DVM
+
+
+@dataclass(frozen=True)
+class Size:
+    """One problem."""
+
+    encoder: str
+    batch: int
+    classes: int
+    modalities: int
+
+
+class Rounds:
+    """The ways to train one round, all on one model, one batch and one Adam."""
+
+    def __init__(self, size: Size, image_size: int, device: torch.device) -> None:
+        image = image_encoder(size.encoder, channels=3)
+        tables = {f"table{i}": TableMLP(COLUMNS, image.width) for i in range(1, size.modalities)}
+        self.encoders = nn.ModuleDict({"image": image, **tables}).to(device)
+        self.head = nn.Linear(image.width, size.classes, device=device)
+        self.batch = {name: torch.randn(size.batch, COLUMNS, device=device) for name in tables}
+        self.batch["image"] = torch.randn(size.batch, 3, image_size, image_size, device=device)
+        self.target = torch.randint(size.classes, (size.batch,), device=device)
+        self.adam = torch.optim.Adam([*self.encoders.parameters(), *self.head.parameters()], lr=1e-4)
+
+    def ways(self) -> dict[str, Work]:
+        """By name; each keeps its guides to itself."""
+        return {
+            "joint": self.joint,
+            "plain": partial(self.alternate, self._wrapper(), None),
+            "fresh": partial(self.alternate, self._wrapper(), "fresh"),
+            "cached": partial(self.alternate, self._wrapper(), "cached"),
+            "update, fresh": partial(self.alternate, self._wrapper(align="update"), "fresh"),
+            "update, cached": partial(self.alternate, self._wrapper(align="update"), "cached"),
+            "authors": self.authors,
+            "TorchJD PCGrad": partial(self.torchjd, PCGrad()),
+            "TorchJD UPGrad": partial(self.torchjd, UPGrad()),
+            "TorchJD DualProj": partial(self.torchjd, DualProj()),
+        }
+
+    def joint(self) -> None:
+        """One step of all encoders and the head on the sum of the losses: the floor of any training."""
+        torch.stack(self._losses()).sum().backward()
+        self._step()
+
+    def alternate(self, optimizer: GradientAlignedAlternator, guidance: Guidance) -> None:
+        """Alternation: without guides, with the guide's encoder run again, or with what its own turn computed."""
+        for turn in optimizer.turns(*self.encoders):
+            features = self._features(turn.modality)
+            F.cross_entropy(self.head(features), self.target).backward()
+            if guidance == "fresh":
+                for guide in turn.guides:
+                    with torch.no_grad():
+                        optimizer.guide(guide, self._features(guide), self.target)
+            optimizer.step()
+            if guidance == "cached":
+                optimizer.guide(turn.modality, features, self.target)
+            optimizer.zero_grad()
+
+    def authors(self) -> None:
+        """The order of work of the released code: guidance goes back through the other encoder and is discarded.
+
+        Both encoders of a turn run forward and backward; the projection is done on the CPU in float64, by the closed
+        form that equals the code's quadratic program, so that the solver's own time is left out.
+        """
+        modalities = list(self.encoders)
+        head = list(self.head.parameters())
+        for modality, other in zip(modalities, [modalities[-1], *modalities[:-1]], strict=True):
+            logits, guide_logits = self.head(self._features(modality)), self.head(self._features(other))
+            hardest = select_uncertain(entropy(guide_logits.detach()), 0.5)
+            F.cross_entropy(guide_logits[hardest], self.target[hardest]).backward()
+            guide = [parameter.grad.cpu().double() for parameter in head]
+            self.adam.zero_grad()
+            F.cross_entropy(logits, self.target).backward()
+            aligned = align([parameter.grad.cpu().double() for parameter in head], [guide])
+            for parameter, gradient in zip(head, aligned, strict=True):
+                parameter.grad.copy_(gradient)
+            self._step()
+
+    def torchjd(self, aggregator: Aggregator) -> None:
+        """A joint step in which TorchJD aggregates the head's gradients, one for each modality's loss.
+
+        Its `mtl_backward` is for a shared encoder and heads of their own; with a shared head, the Jacobian of the
+        losses is taken on the head alone, and the encoders' gradients by an ordinary backward pass.
+        """
+        losses = self._losses()
+        backward(losses, inputs=self.head.parameters(), retain_graph=True)
+        jac_to_grad(self.head.parameters(), aggregator)
+        torch.stack(losses).sum().backward(inputs=list(self.encoders.parameters()))
+        self._step()
+
+    def parts(self) -> dict[str, Work]:
+        """What surgery is measured against and by: encoders, plain turns, and the head's part of a turn."""
+        parts: dict[str, Work] = {}
+        for modality in self.encoders:
+            parts[f"{modality} encoder"] = partial(self.encoder, modality)
+            parts[f"{modality} plain"] = partial(self.plain_turn, modality)
+        features = [self._features(modality).detach() for modality in ("image", "table1")]
+        parts["head"] = partial(self.head_turn, self._wrapper(), *features, guided=False)
+        parts["guided head"] = partial(self.head_turn, self._wrapper(), *features, guided=True)
+        return parts
+
+    def encoder(self, modality: str) -> None:
+        """The encoder forward and backward, nothing else."""
+        features = self._features(modality)
+        features.backward(torch.ones_like(features))
+        self.adam.zero_grad()
+
+    def plain_turn(self, modality: str) -> None:
+        """A turn without a guide."""
+        F.cross_entropy(self.head(self._features(modality)), self.target).backward()
+        self._step()
+
+    def head_turn(self, optimizer: GradientAlignedAlternator, own: Tensor, other: Tensor, guided: bool) -> None:
+        """A turn of the head alone, on given features: with a guide it takes longer by what surgery takes."""
+        F.cross_entropy(self.head(own), self.target).backward()
+        if guided:
+            optimizer.guide("other", other, self.target)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def _wrapper(self, **options: Any) -> GradientAlignedAlternator:
+        return GradientAlignedAlternator(self.adam, shared=self.head, **options)
+
+    def _features(self, modality: str) -> Tensor:
+        features: Tensor = self.encoders[modality](self.batch[modality])
+        return features
+
+    def _losses(self) -> list[Tensor]:
+        return [F.cross_entropy(self.head(self._features(modality)), self.target) for modality in self.encoders]
+
+    def _step(self) -> None:
+        self.adam.step()
+        self.adam.zero_grad()
+
+
+def measure_ways(rounds: Rounds, device: torch.device, repeats: int) -> pd.DataFrame:
+    """Time and memory of every way."""
+    ways = rounds.ways()
+    table = timing.summary(timing.interleaved(ways, device, repeats), "plain", "authors")
+    table["peak_mib"] = [timing.peak_memory(work, device) / 2**20 for work in ways.values()]
+    table["peak / plain"] = table["peak_mib"] / table.set_index("way")["peak_mib"]["plain"]
+    return table
+
+
+def measure_surgery(rounds: Rounds, device: torch.device, repeats: int) -> pd.DataFrame:
+    """What surgery adds to the turn of each modality, and to the round."""
+    ms = 1e3 * timing.interleaved(rounds.parts(), device, repeats)
+    table = pd.DataFrame(
+        {
+            "encoder_ms": {modality: ms[f"{modality} encoder"].median() for modality in rounds.encoders},
+            "plain_ms": {modality: ms[f"{modality} plain"].median() for modality in rounds.encoders},
+            "surgery_ms": (ms["guided head"] - ms["head"]).median(),
+        }
+    )
+    table.loc["round"] = table.sum()
+    table["surgery / encoder"] = table["surgery_ms"] / table["encoder_ms"]
+    table["surgery / plain"] = table["surgery_ms"] / table["plain_ms"]
+    return table.rename_axis("turn").reset_index()
+
+
+def bars(table: pd.DataFrame, rows: str, values: list[str]) -> Figure:
+    """One panel for each column of ratios: a group of bars for each size, a colour for each of `rows`."""
+    figure = Figure(figsize=(12, 4 * len(values)), layout="constrained")
+    sizes = table["encoder"] + ", " + table[["batch", "classes", "modalities"]].astype(str).agg("/".join, axis=1)
+    for axes, value in zip(figure.subplots(len(values), squeeze=False).flat, values, strict=True):
+        grid = table.assign(size=sizes).pivot_table(index="size", columns=rows, values=value, sort=False)
+        grid.plot.bar(ax=axes, xlabel="encoder, batch / classes / modalities", ylabel=value, rot=20, width=0.8)
+        axes.legend(fontsize="small", ncols=2)
+    return figure
+
+
+def main(
+    encoders: list[str] = ["small", "resnet18", "resnet50"],  # noqa: B006 - read only; the command line shows it
+    batches: list[int] = [32, 64, 128, 256],  # noqa: B006
+    classes: list[int] = [286, 10, 10_000],  # noqa: B006
+    modalities: list[int] = [2, 3, 4, 5],  # noqa: B006
+    image_size: int = 64,
+    repeats: int = 15,
+    threads: int = 1,
+    device: str = "cpu",
+    out: Path = RESULTS,
+) -> None:
+    """Measure rounds of every way, interleaved.
+
+    The first batch, classes and modalities are the standard size; the others vary one at a time.
+
+    Args:
+        encoders: of images: "small", "resnet18", "resnet50".
+        batches: rows in a batch.
+        classes: widths of the head (the paper's DVM has 286).
+        modalities: how many, at least 2; those beyond the image are tables.
+        image_size: side of the images in pixels.
+        repeats: rounds measured of each way, after three that are not.
+        threads: CPU threads.
+        device: where to train.
+        out: folder of the results.
+    """
+    where = timing.setup(device, threads)
+    ways, surgery = [], []
+    for encoder in encoders:
+        standard = Size(encoder, batches[0], classes[0], modalities[0])
+        varied = {"batch": batches, "classes": classes, "modalities": modalities}
+        for size in dict.fromkeys(replace(standard, **{k: value}) for k, values in varied.items() for value in values):
+            rounds = Rounds(size, image_size, where)
+            ways.append(measure_ways(rounds, where, repeats).assign(**asdict(size)))
+            surgery.append(measure_surgery(rounds, where, repeats).assign(**asdict(size)))
+    table = pd.concat(ways, ignore_index=True)
+    timing.write(table, bars(table, "way", ["/ plain", "peak / plain"]), "step", out, where)
+    table = pd.concat(surgery, ignore_index=True)
+    timing.write(table, bars(table, "turn", ["surgery / plain"]), "step-surgery", out, where)
+
+
+if __name__ == "__main__":
+    auto_cli(main)
