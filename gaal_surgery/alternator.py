@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from gaal_surgery.distributed import SharedRows, gramian_of_shards, several, shard, shard_like, share_rows, unsharded
 from gaal_surgery.guidance import Evidence, Uncertainty, check_fraction, check_max_norm, entropy, uncertain_gradients
 from gaal_surgery.per_sample import LossFn, check_lengths, trainable
-from gaal_surgery.projection import Rule, combine, weigh
+from gaal_surgery.projection import Rule, combine_into, weigh
 from gaal_surgery.stats import AlignmentStats
 from gaal_surgery.surgery import HalfSpace
 
@@ -289,7 +289,7 @@ class GradientAlignedAlternator(Optimizer):
         if self.align == "gradient":
             gradient = {name: shard(_dense_gradient(name, parameter)) for name, parameter in parameters.items()}
             weights = self._weigh(parameters, guides, [gradient, *guide_gradients])
-            _write(gradient, combine([gradient, *guide_gradients], weights))
+            combine_into(gradient, [gradient, *guide_gradients], weights)  # in place: it may view a trainer's bucket
             self.base.step()
         else:
             current = {name: shard(parameter) for name, parameter in parameters.items()}
@@ -299,7 +299,7 @@ class GradientAlignedAlternator(Optimizer):
             weights = self._weigh(parameters, guides, [descent, *guide_gradients])
             # The aligned descent ends at before - sum(w v), which is now + (1 - w_0) descent - the guides' part.
             change = torch.cat([torch.ones_like(weights[:1]), 1 - weights[:1], -weights[1:]])
-            _write(current, combine([current, descent, *guide_gradients], change))
+            combine_into(current, [current, descent, *guide_gradients], change)
         return loss
 
     def _live_guides(self) -> tuple[dict[str, Evidence], SharedRows | None]:
@@ -447,9 +447,3 @@ def _dense_gradient(name: str, parameter: nn.Parameter) -> Tensor:
     if parameter.grad.layout is not torch.strided:
         raise ValueError(f"shared has a sparse gradient ({name}), which cannot be aligned: build it with sparse=False")
     return parameter.grad
-
-
-def _write(destination: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
-    # In place: gradients may be views into a trainer's buckets.
-    for name, tensor in destination.items():
-        tensor.copy_(source[name])

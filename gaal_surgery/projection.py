@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from gaal_surgery.surgery import HalfSpace, current_only
+
+# What float32 can hold is what the squares of norms from 1e-20 to 1e15 need, once multiplied by the square of this.
+_SHIFT = 2.0**10
+_CHUNK = 2**17
 
 Gradient = TypeVar("Gradient", bound=Tensor | Sequence[Tensor] | Mapping[str, Tensor])
 Rule = Callable[[Tensor], Tensor]
@@ -39,8 +43,8 @@ def align(gradient: Gradient, guides: Sequence[Gradient], rule: Rule = HalfSpace
 def gramian(gradients: Sequence[Gradient]) -> Tensor:
     """All inner products of ``n`` gradients of one structure: the only thing a rule sees.
 
-    Products are taken of vectors scaled to unit norm in float32 or wider and norms in float64, so that gradients of
-    any float dtype and of norms from 1e-20 to 1e15 neither overflow nor vanish.
+    Products are taken in float32 or wider, chunk by chunk, and summed in float64, so that gradients of any float dtype
+    and of norms from 1e-20 to 1e15 neither overflow nor vanish.
 
     Returns:
         ``(n, n)``, float64 (float32 on devices without it), on the gradients' device.
@@ -50,16 +54,18 @@ def gramian(gradients: Sequence[Gradient]) -> Tensor:
         ValueError: there is no gradient, or they differ in keys, length or shapes.
     """
     rows = _rows(gradients)
-    norms = torch.stack([_norm(row) for row in rows])
-    inverse = torch.where(norms > 0, 1 / norms, 0)
-    result = torch.diag(norms.square())
-    for i, row in enumerate(rows):
-        unit = [_wide(tensor) * inverse[i] for tensor in row] if i + 1 < len(rows) else []
-        for j in range(i + 1, len(rows)):
-            # A sum in pairs keeps its precision over millions of elements, where torch.dot in float32 drifts.
-            products = [(x * _wide(y)).sum() for x, y in zip(unit, rows[j], strict=True)]
-            result[i, j] = result[j, i] = torch.stack(products).sum(dtype=norms.dtype) * norms[i]
-    return result
+    pairs = [(i, j) for i in range(len(rows)) for j in range(i, len(rows))]
+    parts = []
+    for column in zip(*rows, strict=True):
+        spaces = _workspace(column, len(column))
+        for pieces in _chunks(column):
+            shifted = [
+                torch.mul(piece, _SHIFT, out=space[: len(piece)]) for piece, space in zip(pieces, spaces, strict=True)
+            ]
+            parts.append(torch.stack([torch.dot(shifted[i], shifted[j]) for i, j in pairs]))
+    products = dict(zip(pairs, (_sum(parts) / _SHIFT**2).unbind(), strict=True))
+    entries = [products[min(i, j), max(i, j)] for i in range(len(rows)) for j in range(len(rows))]
+    return torch.stack(entries).view(len(rows), len(rows))
 
 
 def combine(gradients: Sequence[Gradient], weights: Tensor) -> Gradient:
@@ -79,11 +85,45 @@ def combine(gradients: Sequence[Gradient], weights: Tensor) -> Gradient:
         TypeError: a gradient is not a tensor, nor a sequence or mapping of tensors.
         ValueError: the gradients differ in keys, length or shapes, or there is not one weight for each.
     """
-    rows = _rows(gradients)
+    first = _row(gradients[0].values() if isinstance(gradients[0], Mapping) else gradients[0])
+    result = cast(Gradient, _like(gradients[0], [torch.empty_like(tensor) for tensor in first]))
+    combine_into(result, gradients, weights)
+    return result
+
+
+def combine_into(destination: Gradient, gradients: Sequence[Gradient], weights: Tensor) -> None:
+    """Write what :func:`combine` returns into the tensors of ``destination``, which may be the first gradient."""
+    outputs, *rows = _rows([destination, *gradients])
     if weights.shape != (len(rows),):
         raise ValueError(f"weights must be ({len(rows)},), one for each gradient, not {tuple(weights.shape)}")
-    tensors = [_weighted_sum(column, weights) for column in zip(*rows, strict=True)]
-    return cast(Gradient, _like(gradients[0], tensors))
+    for output, column in zip(outputs, zip(*rows, strict=True), strict=True):
+        if output.is_contiguous():
+            _combine_column(output.view(-1), column, weights)
+        else:
+            flat = output.new_empty(output.numel())
+            _combine_column(flat, column, weights)
+            output.copy_(flat.view(output.shape))
+
+
+def _combine_column(output: Tensor, column: Sequence[Tensor], weights: Tensor) -> None:
+    """The weighted sum of tensors of ``(*shape)`` into ``(n,)``, which may be the memory of the first."""
+    dtype = _wide_dtype(column)
+    bits = torch.int64 if dtype == torch.float64 else torch.int32
+    # In the place of a guide with weight 0 stands -1 times a guide whose bits are cleared, as adding -0.0 changes
+    # nothing. (torch.where would do, and takes four times as long on a CPU.)
+    masks = -(weights != 0).to(bits)
+    first, *factors = torch.where(weights != 0, weights, -1).to(dtype).unbind()
+    first = weights[0].to(dtype)
+    cleared, sums = _workspace(column, 2)
+    for target, (current, *guides) in zip(torch.split(output, _chunk_size(output)), _chunks(column), strict=True):
+        total = target if target.dtype == dtype else sums[: len(target)]
+        torch.mul(current, first, out=total)
+        for guide, mask, factor in zip(guides, masks[1:].unbind(), factors, strict=True):
+            space = cleared[: len(guide)]
+            torch.bitwise_and(guide.view(bits), mask, out=space.view(bits))
+            total.addcmul_(space, factor)
+        if total is not target:
+            target.copy_(total)
 
 
 def weigh(gramian: Tensor, rule: Rule) -> Tensor:
@@ -133,20 +173,32 @@ def _like(
     return tuple(tensors) if isinstance(structure, tuple) else tensors
 
 
-def _norm(row: list[Tensor]) -> Tensor:
-    dtype = torch.float32 if row[0].device.type == "mps" else torch.float64
-    norm: Tensor = torch.linalg.vector_norm(
-        torch.stack([torch.linalg.vector_norm(tensor, dtype=dtype) for tensor in row])
-    )
-    return norm
+def _chunks(column: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Flat pieces of tensors of one shape side by side, in one dtype of float32 or wider."""
+    dtype, size = _wide_dtype(column), _chunk_size(column[0])
+    for pieces in zip(*(torch.split(tensor.reshape(-1), size) for tensor in column), strict=True):
+        yield [piece.to(dtype) for piece in pieces]
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+def _workspace(column: Sequence[Tensor], count: int) -> tuple[Tensor, ...]:
+    """Room for a piece, so many times: memory that is allocated anew has to be fetched anew."""
+    size = min(_chunk_size(column[0]), column[0].numel())
+    return column[0].new_empty(count, size, dtype=_wide_dtype(column)).unbind()
 
 
-def _weighted_sum(tensors: Sequence[Tensor], weights: Tensor) -> Tensor:
-    total = _wide(tensors[0]) * weights[0]
-    for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
-        total = torch.where(weight != 0, torch.addcmul(total, tensor.to(total.dtype), weight), total)
-    return total.to(tensors[0].dtype)
+def _wide_dtype(column: Sequence[Tensor]) -> torch.dtype:
+    dtype = torch.float32
+    for tensor in column:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def _chunk_size(tensor: Tensor) -> int:
+    """On a CPU, elements that stay in its cache from one operation to the next; elsewhere, and if compiled, all."""
+    whole = torch.compiler.is_compiling() or tensor.device.type != "cpu"
+    return max(1, tensor.numel()) if whole else _CHUNK
+
+
+def _sum(parts: list[Tensor]) -> Tensor:
+    dtype = torch.float32 if parts[0].device.type == "mps" else torch.float64
+    return torch.stack([part.to(dtype) for part in parts]).sum(dim=0)
