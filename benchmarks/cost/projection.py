@@ -1,0 +1,310 @@
+"""Gramian and combination of a gradient and its guides, beside other ways to write them, and the floor.
+
+The floor is the time of a copy of the same bytes, times the passes over memory: every gradient is read for the Gramian,
+every gradient is read and one is written for the combination; with one guide, five passes, and a copy is two. Operands
+come from memory, not from a cache, as they do after an encoder's backward pass.
+
+A second table has the whole projection, rule included, beside TorchJD's aggregators on the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import timing
+import torch
+from jsonargparse import auto_cli
+from timing import RESULTS, Rotation, Work
+from torch import Tensor
+from torchjd.aggregation import Aggregator, DualProj, PCGrad, UPGrad
+from torchjd.autojac import jac_to_grad
+
+from gaal_surgery import align, gramian
+from gaal_surgery.projection import combine_into
+from gaal_surgery.surgery import current_only
+
+Gradients = list[list[Tensor]]
+BLOCK = 2**19
+SCALE = 2.0**26
+MOST_COMPILED = 16  # tensors in a list; the compiler writes out every one of them
+
+
+# Ways to compute the Gramian.
+
+
+def blocks(gradients: Gradients) -> Iterator[list[Tensor]]:
+    """The gradients' vectors in pieces of at most BLOCK numbers, which stay in the cache; small tensors are joined."""
+    joined: list[tuple[Tensor, ...]] = []
+    size = 0
+    for tensors in zip(*gradients, strict=True):
+        for pieces in zip(*(tensor.flatten().split(BLOCK) for tensor in tensors), strict=True):
+            if size + len(pieces[0]) > BLOCK:
+                yield [_cat(row) for row in zip(*joined, strict=True)]
+                joined, size = [], 0
+            joined.append(pieces)
+            size += len(pieces[0])
+    yield [_cat(row) for row in zip(*joined, strict=True)]
+
+
+def _cat(pieces: tuple[Tensor, ...]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+def gramian_float32(gradients: Gradients) -> Tensor:
+    """Dot products in float32; they vanish for norms under about 1e-17."""
+    return _sum(
+        [_symmetric([[torch.dot(x, y) for y in block[i:]] for i, x in enumerate(block)]) for block in blocks(gradients)]
+    )
+
+
+def gramian_scaled(gradients: Gradients) -> Tensor:
+    """Dot products in float32, one factor scaled: right for norms from 1e-20 to 1e15."""
+    matrices = []
+    buffer = gradients[0][0].new_empty(BLOCK)  # used again, since new memory costs more than the product
+    for block in blocks(gradients):
+        upper = []
+        for i, x in enumerate(block):
+            scaled = torch.mul(x, SCALE, out=buffer[: len(x)])
+            upper.append([torch.dot(scaled, y) for y in block[i:]])
+        matrices.append(_symmetric(upper))
+    return _sum(matrices) / SCALE
+
+
+def gramian_float64(gradients: Gradients) -> Tensor:
+    """Dot products in float64, a block at a time."""
+    matrices = []
+    buffers = gradients[0][0].new_empty(len(gradients), BLOCK, dtype=torch.float64)
+    for block in blocks(gradients):
+        wide = [buffer[: len(x)].copy_(x) for buffer, x in zip(buffers, block, strict=True)]
+        matrices.append(_symmetric([[torch.dot(x, y) for y in wide[i:]] for i, x in enumerate(wide)]))
+    return _sum(matrices)
+
+
+def gramian_matrix(gradients: Gradients) -> Tensor:
+    """One small product of matrices a block, in float32 scaled: for many guides."""
+    products = []
+    buffer = gradients[0][0].new_empty(len(gradients), BLOCK)
+    for block in blocks(gradients):
+        stacked = buffer[:, : len(block[0])]
+        for row, x in zip(stacked, block, strict=True):
+            torch.mul(x, SCALE**0.5, out=row)
+        products.append(stacked @ stacked.T)
+    return torch.stack(products).sum(dim=0, dtype=torch.float64) / SCALE
+
+
+def gramian_foreach(gradients: Gradients) -> Tensor:
+    """Products of whole tensors by foreach kernels, summed one by one."""
+
+    def inner(x: list[Tensor], y: list[Tensor]) -> Tensor:
+        return torch.stack([product.sum() for product in torch._foreach_mul(x, y)]).sum()
+
+    return _sum([_symmetric([[inner(x, y) for y in gradients[i:]] for i, x in enumerate(gradients)])])
+
+
+def gramian_plain(gradients: Gradients) -> Tensor:
+    """What is compiled: products and sums in float64, which the compiler fuses into one pass."""
+
+    def inner(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
+        return torch.stack([(x.double() * y.double()).sum() for x, y in zip(xs, ys, strict=True)]).sum()
+
+    return _sum([_symmetric([[inner(x, y) for y in gradients[i:]] for i, x in enumerate(gradients)])])
+
+
+def _symmetric(upper: list[list[Tensor]]) -> list[Tensor]:
+    """The numbers of a symmetric matrix, row by row, from those on and right of its diagonal."""
+    count = len(upper)
+    return [upper[min(i, j)][abs(i - j)] for i in range(count) for j in range(count)]
+
+
+def _sum(matrices: list[list[Tensor]]) -> Tensor:
+    numbers = torch.stack([number for matrix in matrices for number in matrix]).view(len(matrices), -1)
+    count = math.isqrt(numbers.shape[1])
+    return numbers.sum(dim=0, dtype=torch.float64).view(count, count)
+
+
+# Ways to combine; all leave the sum in the first gradient, as a step does.
+
+
+def combine_library(gradients: Gradients, weights: Tensor) -> None:
+    """The library's."""
+    combine_into(gradients[0], gradients, weights)
+
+
+def combine_in_place(gradients: Gradients, weights: Tensor) -> None:
+    """Multiply and add in place; a weight of 0 leaves traces of infinities and of signs of zeros."""
+    torch._foreach_mul_(gradients[0], weights[0])
+    for guide, weight in zip(gradients[1:], weights[1:], strict=True):
+        for destination, tensor in zip(gradients[0], guide, strict=True):
+            destination.addcmul_(tensor, weight)
+
+
+def combine_fused(gradients: Gradients, weights: Tensor) -> None:
+    """The kernel of fused SGD: in place, and where it is told so (a weight of 0) it touches nothing."""
+    ascent = {
+        "weight_decay": 0,
+        "momentum": 0,
+        "dampening": 0,
+        "nesterov": False,
+        "maximize": True,
+        "is_first_step": False,
+    }
+    rates = weights.float() - current_only(weights).float()
+    skipped = (rates == 0).float()
+    for gradient, rate, skip in zip(gradients, rates, skipped, strict=True):
+        torch._fused_sgd_(gradients[0], gradient, [], lr=rate, found_inf=skip, **ascent)
+
+
+def combine_foreach(gradients: Gradients, weights: Tensor) -> None:
+    """Foreach kernels, one for each operation."""
+    torch._foreach_mul_(gradients[0], weights[0])
+    for guide, weight in zip(gradients[1:], weights[1:], strict=True):
+        torch._foreach_add_(gradients[0], torch._foreach_mul(guide, weight))
+
+
+def combine_plain(gradients: Gradients, weights: Tensor) -> None:
+    """What is compiled."""
+    for tensors in zip(*gradients, strict=True):
+        total = tensors[0] * weights[0]
+        for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
+            total = torch.where(weight != 0, total + tensor * weight, total)
+        tensors[0].copy_(total)
+
+
+class Way(NamedTuple):
+    """A Gramian and a combination."""
+
+    gramian: Callable[[Gradients], Tensor]
+    combine: Callable[[Gradients, Tensor], None]
+
+
+WAYS = {
+    "library": Way(gramian, combine_library),
+    "float64 blocks, fused": Way(gramian_float64, combine_fused),
+    "scaled float32 blocks, fused": Way(gramian_scaled, combine_fused),
+    "scaled float32 matrix, fused": Way(gramian_matrix, combine_fused),
+    "float32 blocks, in place (unsafe)": Way(gramian_float32, combine_in_place),
+    "foreach (unsafe)": Way(gramian_foreach, combine_foreach),
+}
+AGGREGATORS = {"TorchJD PCGrad": PCGrad(), "TorchJD UPGrad": UPGrad(), "TorchJD DualProj": DualProj()}
+
+
+# Measurements.
+
+
+def gradient_lists(shapes: list[tuple[int, ...]], guides: int, device: torch.device) -> Callable[[], list[Tensor]]:
+    """Makes the tensors of a gradient and its guides, gradient by gradient."""
+    return lambda: [torch.randn(shape, device=device) for _ in range(1 + guides) for shape in shapes]
+
+
+def measure_stages(
+    shapes: list[tuple[int, ...]], guides: int, ways: dict[str, Way], device: torch.device, repeats: int
+):
+    """Gramian, combination, and one after the other, for every way."""
+    operands = Rotation(gradient_lists(shapes, guides, device))
+    weights = torch.tensor([1.0, *[-0.1] * guides], dtype=torch.float64, device=device)
+
+    def gradients() -> Gradients:
+        tensors = list(operands())
+        return [tensors[i : i + len(shapes)] for i in range(0, len(tensors), len(shapes))]
+
+    def both(way: Way) -> None:
+        current = gradients()
+        way.gramian(current)
+        way.combine(current, weights)
+
+    works: dict[str, Work] = {}
+    for name, way in ways.items():
+        works[f"{name}/gramian"] = lambda way=way: way.gramian(gradients())
+        works[f"{name}/combine"] = lambda way=way: way.combine(gradients(), weights)
+        works[f"{name}/both"] = lambda way=way: both(way)
+    numbers = sum(torch.Size(shape).numel() for shape in shapes)
+    works["copy/both"] = timing.copying(numbers, device)
+    works["copy, cached/both"] = timing.copying(numbers, device, cached=True)
+    table = timing.summary(timing.interleaved(works, device, repeats), "library/both")
+    table[["way", "stage"]] = table["way"].str.rsplit("/", n=1).to_list()
+    passes = {"gramian": guides + 1, "combine": guides + 2, "both": 2 * guides + 3}
+    for name, label in {"copy": "floor", "copy, cached": "cached floor"}.items():
+        copy = table.loc[table["way"] == name, "ms"].item()
+        table[f"/ {label}"] = table["ms"] / (copy / 2 * table["stage"].map(passes))
+    rivals = table[~table["way"].str.contains("copy|unsafe")]
+    table["winner"] = table.index.isin(rivals.groupby("stage")["ms"].idxmin())
+    return table
+
+
+def measure_torchjd(shapes: list[tuple[int, ...]], guides: int, device: torch.device, repeats: int) -> pd.DataFrame:
+    """The library's `align`, TorchJD's way from Jacobians to gradients, and its aggregators given one ready matrix."""
+    operands = Rotation(lambda: [torch.randn(1 + guides, *shape, device=device) for shape in shapes])
+    numbers = sum(torch.Size(shape).numel() for shape in shapes)
+    matrices = Rotation(lambda: [torch.randn(1 + guides, numbers, device=device)])
+    parameters = [torch.nn.Parameter(torch.zeros(shape, device=device)) for shape in shapes]
+
+    def aligned() -> None:
+        gradient, *others = zip(*(jacobian.unbind() for jacobian in operands()), strict=True)
+        align(gradient, others)
+
+    def jacobians_to_gradients(aggregator: Aggregator) -> None:
+        for parameter, jacobian in zip(parameters, operands(), strict=True):
+            parameter.grad, parameter.jac = None, jacobian
+        jac_to_grad(parameters, aggregator)
+
+    works: dict[str, Work] = {"align": aligned}
+    for name, aggregator in AGGREGATORS.items():
+        works[name] = partial(jacobians_to_gradients, aggregator)
+        works[f"{name}, matrix"] = lambda aggregator=aggregator: aggregator(matrices()[0])
+    return timing.summary(timing.interleaved(works, device, repeats), "align")
+
+
+def parse(name: str) -> list[tuple[int, ...]]:
+    """The shapes of "2048x286" (a Linear head: weight and bias) or "1000*64x8" (so many equal tensors)."""
+    count, _, shape = name.rpartition("*")
+    sides = tuple(map(int, shape.split("x")))
+    return [sides] * int(count) if count else [sides[::-1], sides[-1:]]
+
+
+def main(
+    lists: list[str] = ["512x10", "2048x286", "4096x1000", "10*256x256", "100*64x64", "1000*32x16"],  # noqa: B006
+    guides: list[int] = [1, 2, 4, 8],  # noqa: B006
+    compiled: bool = True,
+    repeats: int = 15,
+    threads: int = 1,
+    device: str = "cpu",
+    out: Path = RESULTS,
+) -> None:
+    """Measure projections, interleaved.
+
+    Args:
+        lists: the shared module's parameters: "width x classes" of a Linear head, or "count * shape".
+        guides: how many.
+        compiled: also measure `torch.compile`, which needs a C++ compiler.
+        repeats: measurements of each way, after three that are not.
+        threads: CPU threads.
+        device: where to measure.
+        out: folder of the results.
+    """
+    where = timing.setup(device, threads)
+    stages, whole = [], []
+    for name in lists:
+        shapes = parse(name)
+        for count in guides:
+            torch.compiler.reset()
+            ways = dict(WAYS)
+            if compiled and len(shapes) <= MOST_COMPILED:
+                ways["compiled"] = Way(torch.compile(gramian_plain), torch.compile(combine_plain))
+            label = {"parameters": name, "guides": count}
+            stages.append(measure_stages(shapes, count, ways, where, repeats).assign(**label))
+            if "*" not in name:
+                whole.append(measure_torchjd(shapes, count, where, repeats).assign(**label))
+    for results, name, value in ((stages, "projection", "/ floor"), (whole, "projection-torchjd", "/ align")):
+        table = pd.concat(results, ignore_index=True)
+        shown = table[table["stage"] == "both"] if "stage" in table else table
+        shown = shown.assign(problem=shown["parameters"] + ", guides: " + shown["guides"].astype(str))
+        timing.write(table, timing.panels(shown, "problem", value, f"time {value}"), name, out, where)
+
+
+if __name__ == "__main__":
+    auto_cli(main)

@@ -1,0 +1,200 @@
+"""What every cost benchmark shares: timing, peak memory, measured floors, and the table, CSV and picture it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate, cycle
+from pathlib import Path
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
+from tabular_image.files import replacing
+
+RESULTS = Path(__file__).resolve().parent / "results"
+WARM_UP = 3
+# Operands that together exceed every cache, so that each is read from memory as after an encoder's backward pass.
+OUT_OF_CACHE = 2**28
+
+Work = Callable[[], object]
+
+
+def setup(device: str, threads: int) -> torch.device:
+    """The device to measure on, with random numbers and the number of threads set."""
+    torch.manual_seed(0)
+    torch.set_num_threads(threads)
+    return torch.device(device)
+
+
+def machine(device: torch.device) -> str:
+    """What was measured on, in a line."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        cpuinfo = Path("/proc/cpuinfo")
+        model = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+        name = (
+            f"{model[1] if model else platform.processor() or platform.machine()}, {torch.get_num_threads()} thread(s)"
+        )
+    return f"{name}, {platform.system()}, torch {torch.__version__}"
+
+
+# Time
+
+
+def seconds_of(work: Work, device: torch.device) -> float:
+    """Seconds that the work takes, to its last kernel."""
+    _synchronize(device)
+    start = time.perf_counter()
+    work()
+    _synchronize(device)
+    return time.perf_counter() - start
+
+
+def interleaved(ways: Mapping[str, Work], device: torch.device, repeats: int) -> pd.DataFrame:
+    """Seconds of every way (columns) in every repeat (rows).
+
+    All take turns, so that a slow minute slows them alike, each time in another order, so that none always finds the
+    caches as one other left them.
+    """
+    order = random.Random(0)
+    rounds = [
+        {way: seconds_of(work, device) for way, work in order.sample(list(ways.items()), len(ways))}
+        for _ in range(WARM_UP + repeats)
+    ]
+    return pd.DataFrame(rounds[WARM_UP:], columns=list(ways))
+
+
+def summary(seconds: pd.DataFrame, *baselines: str) -> pd.DataFrame:
+    """A row for each way: median and quartiles in milliseconds, ratio of its median to that of each baseline."""
+    milliseconds = 1e3 * seconds
+    table = pd.DataFrame(
+        {
+            "ms": milliseconds.median(),
+            "lower_quartile": milliseconds.quantile(0.25),
+            "upper_quartile": milliseconds.quantile(0.75),
+        }
+    )
+    for baseline in baselines:
+        table[f"/ {baseline}"] = table["ms"] / table["ms"][baseline]
+    return table.rename_axis("way").reset_index()
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+# Memory
+
+
+def peak_memory(work: Work, device: torch.device) -> int:
+    """Most bytes that torch's allocator held during the work, beyond those it held before.
+
+    On a CPU they come from the profiler's record of every allocation; what libraries below torch allocate for
+    themselves is not in it.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would print two lines for every profile
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    allocations = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]")
+    return max(accumulate((size for _, size in allocations), initial=0))
+
+
+# Floors
+
+
+class Rotation:
+    """Equal sets of operands that take turns, so many that none is still in a cache when its turn comes again."""
+
+    def __init__(self, make: Callable[[], Sequence[Tensor]]) -> None:
+        first = make()
+        size = sum(tensor.nbytes for tensor in first)
+        self._sets = cycle([first, *(make() for _ in range(OUT_OF_CACHE // size))])
+
+    def __call__(self) -> Sequence[Tensor]:
+        """The set that was used longest ago."""
+        return next(self._sets)
+
+
+def copying(numbers: int, device: torch.device, *, cached: bool = False) -> Work:
+    """A copy of so many float32 numbers, from memory to memory or, where they fit, within the cache."""
+
+    def make() -> Sequence[Tensor]:
+        return torch.randn(2, numbers, device=device).unbind()
+
+    if cached:
+        source, destination = make()
+        return lambda: destination.copy_(source)
+    operands = Rotation(make)
+
+    def copy() -> None:
+        source, destination = operands()
+        destination.copy_(source)
+
+    return copy
+
+
+def copy_bandwidth(size: int, device: torch.device, repeats: int) -> float:
+    """Bytes read and written a second by a copy of `size` bytes from memory to memory."""
+    numbers = max(1, size // 4)
+    seconds = interleaved({"copy": copying(numbers, device)}, device, repeats)["copy"].median()
+    return 2 * 4 * numbers / float(seconds)
+
+
+def matrix_rate(side: int, device: torch.device, repeats: int, dtype: torch.dtype = torch.float32) -> float:
+    """Operations a second of a product of square matrices: with sides of some thousands, the most the machine gives."""
+    a, b = torch.randn(2, side, side, device=device, dtype=dtype).unbind()
+    seconds = interleaved({"product": lambda: a @ b}, device, repeats)["product"].median()
+    return 2 * side**3 / float(seconds)
+
+
+# Results
+
+
+def panels(table: pd.DataFrame, by: str, value: str, ylabel: str) -> Figure:
+    """A panel of horizontal bars, a bar for each way, for every value of `by`; the line at 1 is the baseline."""
+    groups = list(table.groupby(by, sort=False))
+    figure = Figure(figsize=(5 * min(3, len(groups)), 4 * -(-len(groups) // 3)), layout="constrained")
+    for axes, (name, group) in zip(
+        figure.subplots(-(-len(groups) // 3), min(3, len(groups)), squeeze=False).flat, groups, strict=False
+    ):
+        group.dropna(subset=value)[::-1].plot.barh(x="way", y=value, ax=axes, legend=False, logx=True, title=name)
+        axes.set(xlabel=ylabel, ylabel="")
+        axes.axvline(1, color="black", linewidth=0.8)
+    return figure
+
+
+def write(table: pd.DataFrame, figure: Figure, name: str, out: Path, device: torch.device) -> None:
+    """Prints the table, and writes it and the figure to `out` with the machine they were measured on."""
+    where = machine(device)
+    print(f"{where}\n\n{table.to_string(index=False, float_format=lambda value: f'{value:.4g}')}")
+    figure.suptitle(where, fontsize="small")
+    out.mkdir(parents=True, exist_ok=True)
+    with replacing(out / f"{name}.csv") as temporary:
+        # Twelve digits, so that ratios can be recomputed from what they were made of.
+        table.assign(machine=where).to_csv(temporary, index=False, float_format="%.12g", lineterminator="\n")
+    with replacing(out / f"{name}.png") as temporary:
+        figure.savefig(temporary, dpi=120)
+    print(f"\nwritten: {out / name}.csv and .png")
