@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar, cast
 
@@ -55,16 +56,18 @@ def gramian(gradients: Sequence[Gradient]) -> Tensor:
     """
     rows = _rows(gradients)
     pairs = [(i, j) for i in range(len(rows)) for j in range(i, len(rows))]
-    parts = []
-    for column in zip(*rows, strict=True):
-        spaces = _workspace(column, len(column))
-        for pieces in _chunks(column):
+    dots = []
+    for vectors in map(_flatten, _groups(rows)):
+        spaces = _workspace(vectors, len(vectors))
+        for pieces in _chunks(vectors):
             shifted = [
                 torch.mul(piece, _SHIFT, out=space[: len(piece)]) for piece, space in zip(pieces, spaces, strict=True)
             ]
-            parts.append(torch.stack([torch.dot(shifted[i], shifted[j]) for i, j in pairs]))
-    products = dict(zip(pairs, (_sum(parts) / _SHIFT**2).unbind(), strict=True))
-    entries = [products[min(i, j), max(i, j)] for i in range(len(rows)) for j in range(len(rows))]
+            dots += [torch.dot(shifted[i], shifted[j]) for i, j in pairs]
+    wide = torch.float32 if dots[0].device.type == "mps" else torch.float64
+    products = torch.stack(dots).to(wide).view(-1, len(pairs)).sum(dim=0) / _SHIFT**2
+    by_pair = dict(zip(pairs, products.unbind(), strict=True))
+    entries = [by_pair[min(i, j), max(i, j)] for i in range(len(rows)) for j in range(len(rows))]
     return torch.stack(entries).view(len(rows), len(rows))
 
 
@@ -93,32 +96,33 @@ def combine(gradients: Sequence[Gradient], weights: Tensor) -> Gradient:
 
 def combine_into(destination: Gradient, gradients: Sequence[Gradient], weights: Tensor) -> None:
     """Write what :func:`combine` returns into the tensors of ``destination``, which may be the first gradient."""
-    outputs, *rows = _rows([destination, *gradients])
-    if weights.shape != (len(rows),):
-        raise ValueError(f"weights must be ({len(rows)},), one for each gradient, not {tuple(weights.shape)}")
-    for output, column in zip(outputs, zip(*rows, strict=True), strict=True):
-        if output.is_contiguous():
-            _combine_column(output.view(-1), column, weights)
-        else:
-            flat = output.new_empty(output.numel())
-            _combine_column(flat, column, weights)
-            output.copy_(flat.view(output.shape))
+    rows = _rows([destination, *gradients])
+    if weights.shape != (len(gradients),):
+        raise ValueError(f"weights must be ({len(gradients)},), one for each gradient, not {tuple(weights.shape)}")
+    for outputs, *parts in _groups(rows):
+        in_place = len(outputs) == 1 and outputs[0].is_contiguous()
+        result = outputs[0].view(-1) if in_place else outputs[0].new_empty(sum(map(Tensor.numel, outputs)))
+        _combine_vectors(result, _flatten(parts), weights)
+        if not in_place:
+            for output, part in zip(outputs, torch.split(result, [*map(Tensor.numel, outputs)]), strict=True):
+                output.copy_(part.view(output.shape))
 
 
-def _combine_column(output: Tensor, column: Sequence[Tensor], weights: Tensor) -> None:
-    """The weighted sum of tensors of ``(*shape)`` into ``(n,)``, which may be the memory of the first."""
-    dtype = _wide_dtype(column)
+def _combine_vectors(output: Tensor, vectors: Sequence[Tensor], weights: Tensor) -> None:
+    """The weighted sum of vectors, into one that may be the memory of the first."""
+    dtype = _wide_dtype(vectors)
     bits = torch.int64 if dtype == torch.float64 else torch.int32
     # In the place of a guide with weight 0 stands -1 times a guide whose bits are cleared, as adding -0.0 changes
     # nothing. (torch.where would do, and takes four times as long on a CPU.)
-    masks = -(weights != 0).to(bits)
-    first, *factors = torch.where(weights != 0, weights, -1).to(dtype).unbind()
+    kept = weights != 0
+    masks = (-kept.to(bits)).unbind()[1:]
+    factors = torch.where(kept, weights, -1).to(dtype).unbind()[1:]
     first = weights[0].to(dtype)
-    cleared, sums = _workspace(column, 2)
-    for target, (current, *guides) in zip(torch.split(output, _chunk_size(output)), _chunks(column), strict=True):
+    cleared, sums = _workspace(vectors, 2)
+    for target, (current, *guides) in zip(torch.split(output, _chunk_size(output)), _chunks(vectors), strict=True):
         total = target if target.dtype == dtype else sums[: len(target)]
         torch.mul(current, first, out=total)
-        for guide, mask, factor in zip(guides, masks[1:].unbind(), factors, strict=True):
+        for guide, mask, factor in zip(guides, masks, factors, strict=True):
             space = cleared[: len(guide)]
             torch.bitwise_and(guide.view(bits), mask, out=space.view(bits))
             total.addcmul_(space, factor)
@@ -173,32 +177,40 @@ def _like(
     return tuple(tensors) if isinstance(structure, tuple) else tensors
 
 
-def _chunks(column: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Flat pieces of tensors of one shape side by side, in one dtype of float32 or wider."""
-    dtype, size = _wide_dtype(column), _chunk_size(column[0])
-    for pieces in zip(*(torch.split(tensor.reshape(-1), size) for tensor in column), strict=True):
+def _groups(rows: list[list[Tensor]]) -> Iterator[list[list[Tensor]]]:
+    """The rows in parts: each large tensor by itself, small ones together until they make a chunk."""
+    start = size = 0
+    for position, tensor in enumerate(rows[0]):
+        if start < position and size + tensor.numel() > _CHUNK:
+            yield [row[start:position] for row in rows]
+            start, size = position, 0
+        size += tensor.numel()
+    yield [row[start:] for row in rows]
+
+
+def _flatten(parts: list[list[Tensor]]) -> list[Tensor]:
+    """Each list of tensors as a vector."""
+    return [part[0].reshape(-1) if len(part) == 1 else torch.cat([x.reshape(-1) for x in part]) for part in parts]
+
+
+def _chunks(vectors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Pieces of vectors of one length side by side, in one dtype of float32 or wider."""
+    dtype, size = _wide_dtype(vectors), _chunk_size(vectors[0])
+    for pieces in zip(*(torch.split(vector, size) for vector in vectors), strict=True):
         yield [piece.to(dtype) for piece in pieces]
 
 
-def _workspace(column: Sequence[Tensor], count: int) -> tuple[Tensor, ...]:
+def _workspace(vectors: Sequence[Tensor], count: int) -> tuple[Tensor, ...]:
     """Room for a piece, so many times: memory that is allocated anew has to be fetched anew."""
-    size = min(_chunk_size(column[0]), column[0].numel())
-    return column[0].new_empty(count, size, dtype=_wide_dtype(column)).unbind()
+    size = min(_chunk_size(vectors[0]), len(vectors[0]))
+    return vectors[0].new_empty(count, size, dtype=_wide_dtype(vectors)).unbind()
 
 
-def _wide_dtype(column: Sequence[Tensor]) -> torch.dtype:
-    dtype = torch.float32
-    for tensor in column:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
+def _wide_dtype(vectors: Sequence[Tensor]) -> torch.dtype:
+    return functools.reduce(torch.promote_types, [vector.dtype for vector in vectors], torch.float32)
 
 
-def _chunk_size(tensor: Tensor) -> int:
+def _chunk_size(vector: Tensor) -> int:
     """On a CPU, elements that stay in its cache from one operation to the next; elsewhere, and if compiled, all."""
-    whole = torch.compiler.is_compiling() or tensor.device.type != "cpu"
-    return max(1, tensor.numel()) if whole else _CHUNK
-
-
-def _sum(parts: list[Tensor]) -> Tensor:
-    dtype = torch.float32 if parts[0].device.type == "mps" else torch.float64
-    return torch.stack([part.to(dtype) for part in parts]).sum(dim=0)
+    whole = torch.compiler.is_compiling() or vector.device.type != "cpu"
+    return max(1, len(vector)) if whole else _CHUNK
