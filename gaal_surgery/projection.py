@@ -41,11 +41,12 @@ def align(gradient: Gradient, guides: Sequence[Gradient], rule: Rule = HalfSpace
     return combine(gradients, weigh(gramian(gradients), rule))
 
 
+@torch.no_grad()
 def gramian(gradients: Sequence[Gradient]) -> Tensor:
     """All inner products of ``n`` gradients of one structure: the only thing a rule sees.
 
-    Products are taken in float32 or wider, chunk by chunk, and summed in float64, so that gradients of any float dtype
-    and of norms from 1e-20 to 1e15 neither overflow nor vanish.
+    Gradients are constants, here and in :func:`combine`. Products are taken in float32 or wider, chunk by chunk, and
+    summed in float64, so that gradients of any float dtype and of norms from 1e-20 to 1e15 neither overflow nor vanish.
 
     Returns:
         ``(n, n)``, float64 (float32 on devices without it), on the gradients' device.
@@ -88,12 +89,13 @@ def combine(gradients: Sequence[Gradient], weights: Tensor) -> Gradient:
         TypeError: a gradient is not a tensor, nor a sequence or mapping of tensors.
         ValueError: the gradients differ in keys, length or shapes, or there is not one weight for each.
     """
-    first = _row(gradients[0].values() if isinstance(gradients[0], Mapping) else gradients[0])
+    first, *_ = _rows(gradients)
     result = cast(Gradient, _like(gradients[0], [torch.empty_like(tensor) for tensor in first]))
     combine_into(result, gradients, weights)
     return result
 
 
+@torch.no_grad()
 def combine_into(destination: Gradient, gradients: Sequence[Gradient], weights: Tensor) -> None:
     """Write what :func:`combine` returns into the tensors of ``destination``, which may be the first gradient."""
     rows = _rows([destination, *gradients])
@@ -178,10 +180,11 @@ def _like(
 
 
 def _groups(rows: list[list[Tensor]]) -> Iterator[list[list[Tensor]]]:
-    """The rows in parts: each large tensor by itself, small ones together until they make a chunk."""
+    """The rows in parts: each large tensor by itself, small ones of a dtype together until they make a chunk."""
     start = size = 0
     for position, tensor in enumerate(rows[0]):
-        if start < position and size + tensor.numel() > _CHUNK:
+        together = size + tensor.numel() <= _CHUNK and tensor.dtype == rows[0][start].dtype
+        if start < position and not together:
             yield [row[start:position] for row in rows]
             start, size = position, 0
         size += tensor.numel()

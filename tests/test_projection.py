@@ -16,6 +16,7 @@ from strategies import (
 )
 
 from gaal_surgery import DualFloor, HalfSpace, Orthogonal, align, combine, gramian
+from gaal_surgery.projection import _CHUNK, combine_into
 
 INF, NAN = float("inf"), float("nan")
 RULES = [HalfSpace(), HalfSpace(0.3), HalfSpace(0.3, relative=True), DualFloor(), Orthogonal()]
@@ -151,6 +152,64 @@ class TestGramian:
 
     def test_one_gradient_has_its_squared_norm(self):
         assert gramian([torch.tensor([3.0, 4.0])]).tolist() == [[25.0]]
+
+
+class TestLargeAndSmallTensors:
+    """On a CPU large tensors are worked on in chunks and small ones joined: neither shows."""
+
+    SHAPES = ((300, 1000), (7,), (_CHUNK,), (_CHUNK + 1,), (0,), (3, 5), *[(11,)] * 200, (2, _CHUNK))
+
+    def gradients(self, dtype=torch.float32):
+        generator = torch.Generator().manual_seed(0)
+        return [[torch.randn(shape, generator=generator).to(dtype) for shape in self.SHAPES] for _ in range(3)]
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_gramian(self, dtype):
+        gradients = self.gradients(dtype)
+        matrix = torch.stack([joined(gradient) for gradient in gradients]).double()
+        # Squares of numbers of few bits round alike: their sum is less exact, and still far more than they are.
+        tolerance = {torch.float64: 1e-14, torch.float32: 1e-6}.get(dtype, 2e-5)
+        assert_near(gramian(gradients), matrix @ matrix.T, tolerance)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_combine(self, dtype):
+        gradients, weights = self.gradients(dtype), torch.tensor([1.0, 0.5, -2.0], dtype=torch.float64)
+        gradients[1][0][0, 0] = -0.0
+        result = combine(gradients, weights)
+        assert [tensor.shape for tensor in result] == [tensor.shape for tensor in gradients[0]]
+        for tensor, column in zip(result, zip(*gradients, strict=True), strict=True):
+            exact = sum(w * x.double() for w, x in zip(weights, column, strict=True))
+            torch.testing.assert_close(tensor, exact.to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=1e-5)
+
+    def test_a_weight_of_zero_leaves_no_trace(self):
+        gradient, guide, _ = self.gradients()
+        for tensor, poison in zip(gradient, guide, strict=True):
+            tensor[..., ::2] = -0.0
+            poison[..., ::3] = INF
+        assert bits(joined(combine([gradient, guide], torch.tensor([1.0, 0.0])))) == bits(joined(gradient))
+
+    def test_each_small_tensor_keeps_its_precision(self):
+        gradient = [torch.randn(8).bfloat16(), torch.randn(8), torch.randn(8)]
+        for tensor, before in zip(combine([gradient, gradient], torch.tensor([1.0, 0.0])), gradient, strict=True):
+            assert torch.equal(tensor, before)
+
+
+class TestWritingInPlace:
+    @pytest.mark.parametrize("size", [6, _CHUNK], ids=["small", "large"])
+    def test_into_the_first_gradient_contiguous_or_not(self, size):
+        gradient, guide = ([torch.randn(size, 2).T, torch.randn(size)] for _ in range(2))
+        expected = combine([gradient, guide], torch.tensor([2.0, -0.5]))
+        storages = [tensor.data_ptr() for tensor in gradient]
+        combine_into(gradient, [gradient, guide], torch.tensor([2.0, -0.5]))
+        assert [tensor.data_ptr() for tensor in gradient] == storages
+        torch.testing.assert_close(gradient, expected, rtol=0, atol=0)
+
+
+def test_gradients_are_constants():
+    gradient, guide = torch.randn(2, 5, requires_grad=True)
+    aligned = align(gradient, [guide], HalfSpace(0.5))
+    assert not aligned.requires_grad
+    assert torch.equal(aligned, align(gradient.detach(), [guide.detach()], HalfSpace(0.5)))
 
 
 class TestCombine:
