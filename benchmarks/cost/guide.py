@@ -137,7 +137,7 @@ def main(
                 tables.append(table.assign(head=label, k=k, copy_gb_s=rates[0] / 1e9, gflop_s=rates[1] / 1e9))
     table = pd.concat(tables, ignore_index=True)
     labelled = table.assign(problem=table["head"] + ", k = " + table["k"].astype(str))
-    figure = timing.panels(labelled, "problem", "/ baseline", "time / closed form (MLP: / backward)")
+    figure = timing.panels(labelled, "problem", "/ baseline", "time / closed form (MLP: / backward)", log=True)
     timing.write(table, figure, "guide", out, where)
 
 

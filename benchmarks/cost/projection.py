@@ -301,7 +301,7 @@ def main(
                 whole.append(measure_torchjd(shapes, count, where, repeats).assign(**label))
     for results, name, value in ((stages, "projection", "/ floor"), (whole, "projection-torchjd", "/ align")):
         table = pd.concat(results, ignore_index=True)
-        shown = table[table["stage"] == "both"] if "stage" in table else table
+        shown = table[(table["stage"] == "both") & ~table["way"].str.contains("copy")] if "stage" in table else table
         shown = shown.assign(problem=shown["parameters"] + ", guides: " + shown["guides"].astype(str))
         timing.write(table, timing.panels(shown, "problem", value, f"time {value}"), name, out, where)
 

@@ -20,6 +20,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from jsonargparse import auto_cli
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from timing import RESULTS
 from torch import nn
 from torch.multiprocessing import start_processes
@@ -139,14 +140,15 @@ def plot(table: pd.DataFrame) -> Figure:
     """A panel for each factor: measured with quartiles, predicted beside it."""
     factors = table["factor"].unique()
     figure = Figure(figsize=(4 * len(factors), 4), layout="constrained")
-    for axes, factor in zip(figure.subplots(1, len(factors), squeeze=False).flat, factors, strict=True):
+    panels = figure.subplots(1, len(factors), squeeze=False, sharey=True).flat
+    for axes, factor in zip(panels, factors, strict=True):
         rows = table[table["factor"] == factor].sort_values(factor)
         axes.plot(rows[factor], rows["ms"], marker="o", label="measured")
         axes.fill_between(rows[factor], rows["lower_quartile"], rows["upper_quartile"], alpha=0.3)
         axes.plot(rows[factor], rows["predicted_ms"], linestyle="--", color="black", label="predicted")
         axes.set(xscale="log", yscale="log", xlabel=factor, ylabel="surgery, ms")
-        axes.set_xticks(rows[factor], rows[factor], minor=False)
-        axes.minorticks_off()
+        axes.set_xticks(rows[factor], rows[factor])
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.legend()
     return figure
 

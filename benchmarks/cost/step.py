@@ -196,7 +196,7 @@ def bars(table: pd.DataFrame, rows: str, values: list[str]) -> Figure:
     for axes, value in zip(figure.subplots(len(values), squeeze=False).flat, values, strict=True):
         grid = table.assign(size=sizes).pivot_table(index="size", columns=rows, values=value, sort=False)
         grid.plot.bar(ax=axes, xlabel="encoder, batch / classes / modalities", ylabel=value, rot=20, width=0.8)
-        axes.legend(fontsize="small", ncols=2)
+        axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 

@@ -173,15 +173,14 @@ def matrix_rate(side: int, device: torch.device, repeats: int, dtype: torch.dtyp
 # Results
 
 
-def panels(table: pd.DataFrame, by: str, value: str, ylabel: str) -> Figure:
-    """A panel of horizontal bars, a bar for each way, for every value of `by`; the line at 1 is the baseline."""
+def panels(table: pd.DataFrame, by: str, value: str, label: str, log: bool = False) -> Figure:
+    """A panel for every value of `by` with a bar for each way; the line at 1 is the baseline."""
     groups = list(table.groupby(by, sort=False))
-    figure = Figure(figsize=(5 * min(3, len(groups)), 4 * -(-len(groups) // 3)), layout="constrained")
-    for axes, (name, group) in zip(
-        figure.subplots(-(-len(groups) // 3), min(3, len(groups)), squeeze=False).flat, groups, strict=False
-    ):
-        group.dropna(subset=value)[::-1].plot.barh(x="way", y=value, ax=axes, legend=False, logx=True, title=name)
-        axes.set(xlabel=ylabel, ylabel="")
+    columns = min(3, len(groups))
+    rows = -(-len(groups) // columns)
+    figure = Figure(figsize=(5 * columns, 4 * rows), layout="constrained")
+    for axes, (name, group) in zip(figure.subplots(rows, columns, squeeze=False).flat, groups, strict=False):
+        group[::-1].plot.barh(x="way", y=value, ax=axes, legend=False, logx=log, title=name, xlabel=label, ylabel="")
         axes.axvline(1, color="black", linewidth=0.8)
     return figure
 
