@@ -104,7 +104,7 @@ def peak_memory(work: Work, device: torch.device) -> int:
     """Most bytes that torch's allocator held during the work, beyond those it held before.
 
     On a CPU they come from the profiler's record of every allocation; what libraries below torch allocate for
-    themselves is not in it.
+    themselves is not in it, nor is the release of what was held before.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
