@@ -106,15 +106,6 @@ def gramian_foreach(gradients: Gradients) -> Tensor:
     return _sum([_symmetric([[inner(x, y) for y in gradients[i:]] for i, x in enumerate(gradients)])])
 
 
-def gramian_plain(gradients: Gradients) -> Tensor:
-    """What is compiled: products and sums in float64, which the compiler fuses into one pass."""
-
-    def inner(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
-        return torch.stack([(x.double() * y.double()).sum() for x, y in zip(xs, ys, strict=True)]).sum()
-
-    return _sum([_symmetric([[inner(x, y) for y in gradients[i:]] for i, x in enumerate(gradients)])])
-
-
 def _symmetric(upper: list[list[Tensor]]) -> list[Tensor]:
     """The numbers of a symmetric matrix, row by row, from those on and right of its diagonal."""
     count = len(upper)
@@ -164,15 +155,6 @@ def combine_foreach(gradients: Gradients, weights: Tensor) -> None:
     torch._foreach_mul_(gradients[0], weights[0])
     for guide, weight in zip(gradients[1:], weights[1:], strict=True):
         torch._foreach_add_(gradients[0], torch._foreach_mul(guide, weight))
-
-
-def combine_plain(gradients: Gradients, weights: Tensor) -> None:
-    """What is compiled."""
-    for tensors in zip(*gradients, strict=True):
-        total = tensors[0] * weights[0]
-        for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
-            total = torch.where(weight != 0, total + tensor * weight, total)
-        tensors[0].copy_(total)
 
 
 class Way(NamedTuple):
@@ -294,7 +276,7 @@ def main(
             torch.compiler.reset()
             ways = dict(WAYS)
             if compiled and len(shapes) <= MOST_COMPILED:
-                ways["compiled"] = Way(torch.compile(gramian_plain), torch.compile(combine_plain))
+                ways["library, compiled"] = Way(torch.compile(gramian), torch.compile(combine_library))
             label = {"parameters": name, "guides": count}
             stages.append(measure_stages(shapes, count, ways, where, repeats).assign(**label))
             if "*" not in name:
