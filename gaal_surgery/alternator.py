@@ -17,7 +17,7 @@ from gaal_surgery.guidance import Evidence, Uncertainty, check_fraction, check_m
 from gaal_surgery.per_sample import LossFn, check_lengths, trainable
 from gaal_surgery.projection import Rule, combine_into, weigh
 from gaal_surgery.stats import AlignmentStats
-from gaal_surgery.surgery import HalfSpace
+from gaal_surgery.surgery import HalfSpace, keeps_current
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -289,7 +289,8 @@ class GradientAlignedAlternator(Optimizer):
         if self.align == "gradient":
             gradient = {name: shard(_dense_gradient(name, parameter)) for name, parameter in parameters.items()}
             weights = self._weigh(parameters, guides, [gradient, *guide_gradients])
-            combine_into(gradient, [gradient, *guide_gradients], weights)  # in place: it may view a trainer's bucket
+            # In place: gradients may be views into a trainer's buckets.
+            combine_into(gradient, [gradient, *guide_gradients], weights, first_is_one=keeps_current(self.rule))
             self.base.step()
         else:
             current = {name: shard(parameter) for name, parameter in parameters.items()}
@@ -299,7 +300,7 @@ class GradientAlignedAlternator(Optimizer):
             weights = self._weigh(parameters, guides, [descent, *guide_gradients])
             # The aligned descent ends at before - sum(w v), which is now + (1 - w_0) descent - the guides' part.
             change = torch.cat([torch.ones_like(weights[:1]), 1 - weights[:1], -weights[1:]])
-            combine_into(current, [current, descent, *guide_gradients], change)
+            combine_into(current, [current, descent, *guide_gradients], change, first_is_one=True)
         return loss
 
     def _live_guides(self) -> tuple[dict[str, Evidence], SharedRows | None]:

@@ -1,13 +1,15 @@
 """The rules of surgery: from the Gramian of the gradients to the weights of their sum.
 
 A rule is a callable ``(n, n) -> (n,)``. Row 0 is the current gradient g, the others are its guides p_i; the aligned
-gradient is the weighted sum. It is the signature of TorchJD's Gramian weightings, any of which is a rule too.
+gradient is the weighted sum. It is the signature of TorchJD's Gramian weightings, any of which is a rule too. A rule
+with the attribute ``keeps_current = True`` promises that its first weight is always 1, which saves a pass over g.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +41,7 @@ class HalfSpace:
 
     margin: float = 0.0
     relative: bool = False
+    keeps_current: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_finite("margin", self.margin)
@@ -76,6 +79,7 @@ class DualFloor:
 
     floor: float = 0.75
     ridge: float = 1e-3
+    keeps_current: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("floor", "ridge"):
@@ -95,12 +99,19 @@ class DualFloor:
 class Orthogonal:
     """g minus its projection on the span of the guides, whatever the sign of the conflict: MLA's idea on gradients."""
 
+    keeps_current: ClassVar[bool] = True
+
     def __call__(self, gramian: Tensor) -> Tensor:
         """Weights ``(n,)`` for a Gramian ``(n, n)``."""
         unit, inverse_norms = _normalised(gramian[1:, 1:])
         everywhere = torch.ones(1, len(unit), dtype=torch.bool, device=gramian.device)
         coordinates = _solve(unit, (gramian[0, 1:] * inverse_norms)[:, None], everywhere)
         return _keep_current(-coordinates[0, :, 0] * inverse_norms)
+
+
+def keeps_current(rule: object) -> bool:
+    """Whether the rule promises 1 for its first weight."""
+    return getattr(rule, "keeps_current", False)
 
 
 def current_only(weights: Tensor) -> Tensor:

@@ -205,6 +205,20 @@ class TestWritingInPlace:
         torch.testing.assert_close(gradient, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("rule", RULES)
+@given(problem=problems())
+def test_rules_that_say_so_keep_the_current_gradient(rule, problem):
+    vectors = torch.tensor(np.vstack([problem.gradient, problem.guides]))
+    assert rule.keeps_current
+    assert rule(vectors @ vectors.T)[0] == 1
+
+
+def test_a_small_first_weight_is_exact():
+    gradient, guide = torch.randn(2, 5)
+    aligned = align(gradient, [guide], lambda gramian: torch.tensor([1e-6, 0.0], dtype=torch.float64))
+    torch.testing.assert_close(aligned, 1e-6 * gradient)
+
+
 def test_gradients_are_constants():
     gradient, guide = torch.randn(2, 5, requires_grad=True)
     aligned = align(gradient, [guide], HalfSpace(0.5))

@@ -24,8 +24,8 @@ from torch import Tensor
 from torchjd.aggregation import Aggregator, DualProj, PCGrad, UPGrad
 from torchjd.autojac import jac_to_grad
 
-from gaal_surgery import align, gramian
-from gaal_surgery.projection import combine_into
+from gaal_surgery import HalfSpace, align, gramian
+from gaal_surgery.projection import combine_into, weigh
 from gaal_surgery.surgery import current_only
 
 Gradients = list[list[Tensor]]
@@ -122,8 +122,8 @@ def _sum(matrices: list[list[Tensor]]) -> Tensor:
 
 
 def combine_library(gradients: Gradients, weights: Tensor) -> None:
-    """The library's."""
-    combine_into(gradients[0], gradients, weights)
+    """The library's, as a step with one of its rules does it: the first weight is 1."""
+    combine_into(gradients[0], gradients, weights, first_is_one=True)
 
 
 def combine_in_place(gradients: Gradients, weights: Tensor) -> None:
@@ -229,12 +229,16 @@ def measure_torchjd(shapes: list[tuple[int, ...]], guides: int, device: torch.de
         gradient, *others = zip(*(jacobian.unbind() for jacobian in operands()), strict=True)
         align(gradient, others)
 
+    def aligned_in_place() -> None:
+        gradients = list(zip(*(jacobian.unbind() for jacobian in operands()), strict=True))
+        combine_into(gradients[0], gradients, weigh(gramian(gradients), HalfSpace()), first_is_one=True)
+
     def jacobians_to_gradients(aggregator: Aggregator) -> None:
         for parameter, jacobian in zip(parameters, operands(), strict=True):
             parameter.grad, parameter.jac = None, jacobian
         jac_to_grad(parameters, aggregator)
 
-    works: dict[str, Work] = {"align": aligned}
+    works: dict[str, Work] = {"align": aligned, "align in place, as a step does": aligned_in_place}
     for name, aggregator in AGGREGATORS.items():
         works[name] = partial(jacobians_to_gradients, aggregator)
         works[f"{name}, matrix"] = lambda aggregator=aggregator: aggregator(matrices()[0])
