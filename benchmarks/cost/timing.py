@@ -179,7 +179,10 @@ def panels(table: pd.DataFrame, by: str, value: str, label: str, log: bool = Fal
     columns = min(3, len(groups))
     rows = -(-len(groups) // columns)
     figure = Figure(figsize=(5 * columns, 4 * rows), layout="constrained")
-    for axes, (name, group) in zip(figure.subplots(rows, columns, squeeze=False).flat, groups, strict=False):
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for axes in panels[len(groups) :]:
+        axes.remove()
+    for axes, (name, group) in zip(panels, groups, strict=False):
         group[::-1].plot.barh(x="way", y=value, ax=axes, legend=False, logx=log, title=name, xlabel=label, ylabel="")
         axes.axvline(1, color="black", linewidth=0.8)
     return figure
