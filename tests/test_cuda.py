@@ -41,8 +41,7 @@ def test_a_turn_never_waits_for_the_device(align, recipe):
     torch.cuda.set_sync_debug_mode("error")
     try:
         for batch in rounds[1:]:
-            for _ in reference.take_turns(optimizer, model, batch, recipe=recipe):
-                pass
+            list(reference.take_turns(optimizer, model, batch, recipe=recipe))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert optimizer.stats.guides == ("image",)
@@ -56,8 +55,7 @@ def test_a_round_is_captured_in_a_graph(align):
     inputs, target = copy.deepcopy(rounds[0])
 
     def turn_by_turn():
-        for _ in reference.take_turns(optimizer, model, (inputs, target)):
-            pass
+        list(reference.take_turns(optimizer, model, (inputs, target)))
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

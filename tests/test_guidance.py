@@ -110,8 +110,11 @@ class TestUncertainGradient:
         head, features, target = self._batch(0)
         shared = head if plain else torch.nn.Sequential(head, torch.nn.BatchNorm1d(3).double())
         guides = {"image": Evidence(features, target, 0.5)}
+        settings = {"uncertainty": entropy, "max_norm": max_norm}
         with no_synchronisation():
-            uncertain_gradients(shared, guides, F.cross_entropy, uncertainty=entropy, max_norm=max_norm)
+            gradients = uncertain_gradients(shared, guides, F.cross_entropy, **settings)
+        expected = uncertain_gradients(shared, guides, F.cross_entropy, **settings)
+        torch.testing.assert_close(gradients, expected, rtol=0, atol=0)
 
     @staticmethod
     def _batch(seed):

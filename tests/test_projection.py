@@ -110,7 +110,8 @@ class TestAlign:
     def test_never_waits_for_the_device(self, rule, count):
         gradient, *guides = ({"a": torch.randn(3, 4), "b": torch.randn(3)} for _ in range(1 + count))
         with no_synchronisation():
-            align(gradient, guides, rule)
+            aligned = align(gradient, guides, rule)
+        torch.testing.assert_close(aligned, align(gradient, guides, rule), rtol=0, atol=0)
 
     @pytest.mark.parametrize(
         ("rule", "count"), [(HalfSpace(), 1), (HalfSpace(0.3, relative=True), 3), (DualFloor(), 3), (Orthogonal(), 3)]
