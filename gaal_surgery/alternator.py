@@ -309,7 +309,10 @@ class GradientAlignedAlternator(Optimizer):
         names = tuple(current.guides) if current.turn is None else current.turn.guides
         live = {name: current.guides[name] for name in names if name in current.guides}
         group, rows = several(self.process_group), None
-        if group is not None and names:
+        if group is None:
+            # A checkpoint of several processes may hold a guide that had no rows on its rank.
+            live = {name: guide for name, guide in live.items() if len(guide.features)}
+        elif names:
             counts = {name: len(live[name].features) if name in live else None for name in names}
             rows = share_rows(group, f"a turn of {current.turn.modality}" if current.turn else "no turn", counts)
             live = {name: live[name] for name in rows.counts}

@@ -461,6 +461,22 @@ def stop_and_resume(recipe):
     return model.state_dict()
 
 
+def state_of_a_rank_without_rows():
+    model = reference.make_model()
+    optimizer = GradientAlignedAlternator(SGD(model.parameters()), model.head)
+    optimizer.guide("table", torch.ones(4, reference.HIDDEN)[: 4 * dist.get_rank()], torch.zeros(4 * dist.get_rank()))
+    return optimizer.state_dict()
+
+
+def test_a_guide_without_rows_on_its_rank_is_none_for_a_single_process():
+    model = reference.make_model()
+    optimizer = GradientAlignedAlternator(SGD(model.parameters()), model.head)
+    optimizer.load_state_dict(run_in_group(2, state_of_a_rank_without_rows)[0])
+    model.head(torch.ones(4, reference.HIDDEN)).sum().backward()
+    optimizer.step()
+    assert optimizer.stats.guides == ()
+
+
 @RECIPE
 def test_a_resumed_run_is_the_uninterrupted_one(recipe):
     assert_identical(*run_in_group(2, stop_and_resume, recipe))
