@@ -1,31 +1,16 @@
 """Gradient surgery for alternating multimodal learning."""
 
-from gaal_surgery.alternator import GradientAlignedAlternator, Turn
+from gaal_surgery.alternator import GradientAlignedAlternator
 from gaal_surgery.fusion import CalibratedFusion, fuse_logits
 from gaal_surgery.guidance import entropy, guide_gradient, select_uncertain
 from gaal_surgery.per_sample import per_sample_gradients, per_sample_norms
 from gaal_surgery.projection import align, combine, gramian
+from gaal_surgery.rounds import Turn
 from gaal_surgery.stats import AlignmentStats, ConflictMonitor
 from gaal_surgery.surgery import DualFloor, HalfSpace, Orthogonal
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "AlignmentStats",
-    "CalibratedFusion",
-    "ConflictMonitor",
-    "DualFloor",
-    "GradientAlignedAlternator",
-    "HalfSpace",
-    "Orthogonal",
-    "Turn",
-    "align",
-    "combine",
-    "entropy",
-    "fuse_logits",
-    "gramian",
-    "guide_gradient",
-    "per_sample_gradients",
-    "per_sample_norms",
-    "select_uncertain",
-]
+__all__ = ["AlignmentStats", "CalibratedFusion", "ConflictMonitor", "DualFloor", "GradientAlignedAlternator"]
+__all__ += ["HalfSpace", "Orthogonal", "Turn", "align", "combine", "entropy", "fuse_logits", "gramian"]
+__all__ += ["guide_gradient", "per_sample_gradients", "per_sample_norms", "select_uncertain"]

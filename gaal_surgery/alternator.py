@@ -1,59 +1,33 @@
-"""Who steps when: the optimizer wrapper that alternates modalities and aligns the shared module's step."""
+"""GradientAlignedAlternator: an optimizer that alternates modalities and aligns the shared module's step."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from inspect import Parameter, signature
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gaal_surgery.distributed import SharedRows, gramian_of_shards, several, shard, shard_like, share_rows, unsharded
-from gaal_surgery.guidance import Evidence, Uncertainty, check_fraction, check_max_norm, entropy, uncertain_gradients
-from gaal_surgery.per_sample import LossFn, check_lengths, trainable
-from gaal_surgery.projection import Rule, combine_into, weigh
+from gaal_surgery.functional import LossFn, as_function, check_lengths, same_random_numbers, trainable
+from gaal_surgery.guidance import Guidance, Uncertainty, check_fraction, check_max_norm, entropy, uncertain_gradients
+from gaal_surgery.projection import cancels, combine_into
+from gaal_surgery.rounds import Evidence, Round, Turn, Turns
+from gaal_surgery.rows import Plan, SharedRows, several
+from gaal_surgery.shards import Shards
 from gaal_surgery.stats import AlignmentStats
-from gaal_surgery.surgery import HalfSpace, keeps_current
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+from gaal_surgery.surgery import HalfSpace, Rule, check_function, weigh, widest
 
 _STATE_KEY = "gaal_surgery"
-_ATTRIBUTES = (
-    *("base", "shared", "loss_fn", "fraction", "uncertainty", "rule", "align", "guides", "max_norm"),
-    *("process_group", "_round"),
-)
 
 
-@dataclass(frozen=True)
-class Turn:
-    """One modality's turn: ``modality`` trains, ``guides`` are the modalities whose guides its step respects."""
-
-    modality: str
-    guides: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Guide:
-    """The latest evidence of one modality: features and target of its batch, and the turn they were recorded in."""
-
-    features: Tensor
-    target: Tensor
-    recorded: int
-
-
-@dataclass
-class _Round:
-    """All that changes from turn to turn, in one object: trainers wrap the optimizer in shells that share it."""
-
-    turn: Turn | None = None
-    turns_begun: int = 0
-    guides: dict[str, _Guide] = field(default_factory=dict)
-    stats: AlignmentStats = field(default_factory=AlignmentStats)
+def _of_base(name: str, doc: str) -> Any:
+    """A property that reads and writes an attribute of the wrapped optimizer."""
+    return property(lambda self: getattr(self.base, name), lambda self, value: setattr(self.base, name, value), doc=doc)
 
 
 class GradientAlignedAlternator(Optimizer):
@@ -109,7 +83,7 @@ class GradientAlignedAlternator(Optimizer):
         align: Literal["gradient", "update"] = "gradient",
         guides: Literal["previous", "others"] = "previous",
         max_norm: float | None = None,
-        process_group: ProcessGroup | None = None,
+        process_group: dist.ProcessGroup | None = None,
     ) -> None:
         _check_optimizer(optimizer)
         _check_shared(shared, optimizer)
@@ -117,60 +91,26 @@ class GradientAlignedAlternator(Optimizer):
             check_fraction(share)
         check_max_norm(max_norm)
         for name, function in {"loss_fn": loss_fn, "uncertainty": uncertainty, "rule": rule}.items():
-            if not callable(function):
-                raise TypeError(f"{name} must be callable, not {type(function).__name__}")
+            check_function(name, function)
         if align not in ("gradient", "update"):
             raise ValueError(f"align must be 'gradient' or 'update', not {align!r}")
         if guides not in ("previous", "others"):
             raise ValueError(f"guides must be 'previous' or 'others', not {guides!r}")
         if align == "update" and any(group.get("maximize") for group in optimizer.param_groups):
             raise ValueError("align='update' takes updates for descent: use align='gradient' where maximize=True")
-        if process_group is not None and not isinstance(process_group, torch.distributed.ProcessGroup):
-            raise TypeError(
-                f"process_group must be a process group that this rank is in, or None, not {process_group!r}"
-            )
-        self.base = optimizer
-        self.shared = shared
-        self.loss_fn = loss_fn
-        self.fraction = fraction
-        self.uncertainty = uncertainty
-        self.rule = rule
-        self.align = align
-        self.guides = guides
-        self.max_norm = max_norm
-        self.process_group = process_group
-        self._round = _Round()
+        if process_group is not None and not isinstance(process_group, dist.ProcessGroup):
+            raise TypeError(f"process_group must be a group that this rank is in, or None, not {process_group!r}")
+        self.base, self.shared, self.process_group = optimizer, shared, process_group
+        self.loss_fn, self.fraction, self.uncertainty, self.max_norm = loss_fn, fraction, uncertainty, max_norm
+        self.rule, self.align, self.guides = rule, align, guides
+        self._round = Round()
+        self._tried: list[tuple[Rule, int]] = []
         # Optimizer.__init__ would overwrite the wrapped optimizer's groups and state; this makes its hooks alone.
         self.__setstate__({})
 
-    # What an optimizer has is the wrapped one's: read live, written through.
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The wrapped optimizer's parameter groups."""
-        return self.base.param_groups
-
-    @param_groups.setter
-    def param_groups(self, value: list[dict[str, Any]]) -> None:
-        self.base.param_groups = value
-
-    @property
-    def state(self) -> Any:
-        """The wrapped optimizer's state."""
-        return self.base.state
-
-    @state.setter
-    def state(self, value: Any) -> None:
-        self.base.state = value
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """The wrapped optimizer's defaults."""
-        return self.base.defaults
-
-    @defaults.setter
-    def defaults(self, value: dict[str, Any]) -> None:
-        self.base.defaults = value
+    param_groups = _of_base("param_groups", "The wrapped optimizer's parameter groups.")
+    state = _of_base("state", "The wrapped optimizer's state.")
+    defaults = _of_base("defaults", "The wrapped optimizer's defaults.")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the wrapped optimizer."""
@@ -193,6 +133,9 @@ class GradientAlignedAlternator(Optimizer):
     def turns(self, *modalities: str) -> Iterator[Turn]:
         """One round: a turn for every modality, in order.
 
+        A turn lasts until the next one begins, the iterator is exhausted, or its ``close`` method is called. A loop
+        that is left by ``break`` leaves its turn open.
+
         Raises:
             TypeError: a modality is not a string.
             ValueError: no modality, or one twice.
@@ -201,22 +144,7 @@ class GradientAlignedAlternator(Optimizer):
             raise TypeError(f"modalities must be strings, not {modalities}")
         if not modalities or len(set(modalities)) != len(modalities):
             raise ValueError(f"modalities must be one or more different names, not {modalities}")
-        return self._turns(modalities)
-
-    def _turns(self, modalities: tuple[str, ...]) -> Iterator[Turn]:
-        current, turn = self._round, None
-        try:
-            for position, modality in enumerate(modalities):
-                others = modalities[position + 1 :] + modalities[:position]
-                current.turn = turn = Turn(modality, others if self.guides == "others" else others[-1:])
-                current.turns_begun += 1
-                oldest = current.turns_begun - len(modalities) + 1
-                current.guides = {name: guide for name, guide in current.guides.items() if guide.recorded >= oldest}
-                yield turn
-        finally:
-            # An abandoned round may end late, when the next one has begun.
-            if current.turn is turn:
-                current.turn = None
+        return Turns(self._round, modalities, every_other=self.guides == "others")
 
     def guide(self, modality: str, features: Tensor, target: Tensor) -> None:
         """Record a modality's batch as its guide, in place of an earlier one.
@@ -224,7 +152,7 @@ class GradientAlignedAlternator(Optimizer):
         The features are detached and kept; the shared module is run on them when a step needs them. A guide serves
         the turn it is recorded in and the next n - 1 turns of a round of n modalities, or the next step outside
         ``turns``. With micro-batches the last one recorded counts. An empty batch is no guide; with several processes
-        it says that this rank has no rows of it.
+        an empty batch says that this rank has no rows of it.
 
         Args:
             modality: whose batch it is.
@@ -233,24 +161,25 @@ class GradientAlignedAlternator(Optimizer):
 
         Raises:
             TypeError: modality is not a string, or features or target is not a tensor.
-            ValueError: they differ in length, or ``fraction`` has no entry for the modality.
+            ValueError: features and target differ in length, the open round has no such modality, or ``fraction`` has
+                no entry for it.
         """
         if not isinstance(modality, str):
             raise TypeError(f"modality must be a string, not {type(modality).__name__}")
-        if not isinstance(features, Tensor) or not isinstance(target, Tensor):
-            raise TypeError(
-                f"features and target must be tensors, not {type(features).__name__} and {type(target).__name__}"
-            )
+        for name, tensor in {"features": features, "target": target}.items():
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{name} must be a tensor, not {type(tensor).__name__}")
         check_lengths(features, target)
-        self._fraction_of(modality)
-        current = self._round
-        current.guides.pop(modality, None)
-        if len(features) or several(self.process_group):
-            current.guides[modality] = _Guide(features.detach(), target.detach(), current.turns_begun)
+        self._guidance().share(modality)
+        self._round.record(
+            modality, features, target, keep=len(features) > 0 or several(self.process_group) is not None
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Align the shared module's step with the live guides of the turn, and step the wrapped optimizer.
+
+        A step that raises has changed nothing, but for what the wrapped optimizer has done where that one raises.
 
         Args:
             closure: evaluates the loss and its gradients, once, before anything else; it may record guides.
@@ -259,102 +188,75 @@ class GradientAlignedAlternator(Optimizer):
             What the closure returned, if there is one.
 
         Raises:
-            ValueError: the shared module cannot take a guide's features. No parameter has changed then.
-            RuntimeError: the ranks of several processes are in different turns, only some of them recorded a guide, or
-                FSDP has left the shared module unsharded.
+            ValueError: the shared module cannot take a guide's features, or the rule cannot take so many guides.
+            RuntimeError: the ranks of several processes are in different turns, only some of them recorded a guide or
+                have gradients, or FSDP has left the shared module unsharded.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        guides, rows = self._live_guides()
-        parameters = self._stepping(guides)
-        if not parameters:
-            self._round.stats = AlignmentStats()
+        stepping = {name: p for name, p in trainable(self.shared).items() if p.grad is not None}
+        evidence, rows = self._evidence(tuple(stepping))
+        if not (evidence and stepping):
+            if evidence:
+                _check_held(self.shared, self.param_groups)
             self.base.step()
+            self._round.stats = AlignmentStats()
             return loss
-        with unsharded(self.shared):
-            whole = uncertain_gradients(
-                self.shared,
-                guides,
-                self.loss_fn,
-                uncertainty=self.uncertainty,
-                max_norm=self.max_norm,
-                rows=rows,
-            )
-        guide_gradients = [
-            {name: shard_like(gradient[name], parameter) for name, parameter in parameters.items()}
-            for gradient in whole
-        ]
+        with as_function(self.shared, next(iter(evidence.values())).features.device) as function:
+            whole = uncertain_gradients(function, evidence, self._guidance(), rows)
+        shards = Shards(list(stepping.values()))
+        positions = [function.names.index(name) for name in stepping]
+        guides = [shards.cut([gradient[position] for position in positions]) for gradient in whole]
         if self.align == "gradient":
-            gradient = {name: shard(_dense_gradient(name, parameter)) for name, parameter in parameters.items()}
-            weights = self._weigh(parameters, guides, [gradient, *guide_gradients])
+            gradient = shards.own([_dense_gradient(name, parameter) for name, parameter in stepping.items()])
+            products = shards.gramian([gradient, *guides])
+            weights = weigh(products, self.rule)
             # In place: gradients may be views into a trainer's buckets.
-            combine_into(gradient, [gradient, *guide_gradients], weights, first_is_one=keeps_current(self.rule))
+            combine_into(gradient, [gradient, *guides], weights, cancels(products, weights))
+            self._round.finish(evidence, products, weights)
             self.base.step()
         else:
-            current = {name: shard(parameter) for name, parameter in parameters.items()}
-            before = {name: tensor.clone() for name, tensor in current.items()}
+            self._try_rule(1 + len(guides), guides[0][0].device)
+            current = shards.own([parameter.detach() for parameter in stepping.values()])
+            before = [tensor.clone() for tensor in current]
             self.base.step()
-            descent = {name: before[name] - tensor for name, tensor in current.items()}
-            weights = self._weigh(parameters, guides, [descent, *guide_gradients])
+            descent = [earlier - now for earlier, now in zip(before, current, strict=True)]
+            products = shards.gramian([descent, *guides])
+            weights = weigh(products, self.rule)
             # The aligned descent ends at before - sum(w v), which is now + (1 - w_0) descent - the guides' part.
             change = torch.cat([torch.ones_like(weights[:1]), 1 - weights[:1], -weights[1:]])
-            combine_into(current, [current, descent, *guide_gradients], change, first_is_one=True)
+            combine_into(current, [current, descent, *guides], change, cancels(products, weights))
+            self._round.finish(evidence, products, weights)
         return loss
 
-    def _live_guides(self) -> tuple[dict[str, Evidence], SharedRows | None]:
-        """The guides of this step and, with several processes, how their rows lie on the ranks."""
-        current = self._round
-        names = tuple(current.guides) if current.turn is None else current.turn.guides
-        live = {name: current.guides[name] for name in names if name in current.guides}
-        group, rows = several(self.process_group), None
+    def _guidance(self) -> Guidance:
+        return Guidance(self.loss_fn, self.fraction, self.uncertainty, self.max_norm)
+
+    def _evidence(self, stepping: tuple[str, ...]) -> tuple[dict[str, Evidence], SharedRows | None]:
+        """The evidence of this step's guides and, with several processes, how its rows lie on the ranks."""
+        names, group = self._round.guides(), several(self.process_group)
+        live = {name: self._round.evidence[name] for name in names if name in self._round.evidence}
         if group is None:
             # A checkpoint of several processes may hold a guide that had no rows on its rank.
-            live = {name: guide for name, guide in live.items() if len(guide.features)}
-        elif names:
-            counts = {name: len(live[name].features) if name in live else None for name in names}
-            rows = share_rows(group, f"a turn of {current.turn.modality}" if current.turn else "no turn", counts)
-            live = {name: live[name] for name in rows.counts}
-        evidence = {
-            name: Evidence(guide.features, guide.target, self._fraction_of(name)) for name, guide in live.items()
-        }
-        return evidence, rows
+            return {name: its for name, its in live.items() if len(its.features)}, None
+        # A checkpointing engine steps on any one rank, to make an optimizer's state, with learning rates of 0.
+        if not names and all(its.get("lr") == 0 for its in self.param_groups):
+            return {}, None
+        counts = {name: len(live[name].features) if name in live else None for name in names}
+        rows = SharedRows(group, Plan(self._round.turn, counts, stepping))
+        return {name: live[name] for name in rows.counts}, rows
 
-    def _stepping(self, guides: Mapping[str, Evidence]) -> dict[str, nn.Parameter]:
-        """The shared module's parameters that have a gradient, where a guide asks for them."""
-        if not guides:
-            return {}
-        parameters = trainable(self.shared)
-        stepping = {name: parameter for name, parameter in parameters.items() if parameter.grad is not None}
-        if not stepping and _foreign(parameters, self.param_groups):
-            raise RuntimeError(
-                f"shared ({type(self.shared).__name__}) has other parameters than the optimizer at step time: give "
-                "fully_shard reshard_after_forward=True, or call reshard() on the module before step"
-            )
-        return stepping
-
-    def _weigh(
-        self,
-        parameters: Mapping[str, Tensor],
-        guides: Mapping[str, Evidence],
-        gradients: Sequence[Mapping[str, Tensor]],
-    ) -> Tensor:
-        """The rule's weights; leaves the statistics, and uses up guides outside ``turns``."""
-        products = gramian_of_shards(gradients, parameters)
-        weights = weigh(products, self.rule)
-        turn = self._round.turn
-        self._round.stats = AlignmentStats(turn.modality if turn else None, tuple(guides), products, weights)
-        if turn is None:
-            self._round.guides.clear()
-        return weights
-
-    def _fraction_of(self, modality: str) -> float:
-        if not isinstance(self.fraction, Mapping):
-            return self.fraction
-        if modality not in self.fraction:
-            raise ValueError(f"fraction has no entry for {modality!r}, only for {tuple(self.fraction)}: add one")
-        return self.fraction[modality]
+    def _try_rule(self, count: int, device: torch.device) -> None:
+        """Let the rule fail before the wrapped optimizer has stepped: ask it once for each number of gradients."""
+        if torch.compiler.is_compiling() or any(rule is self.rule and count == n for rule, n in self._tried):
+            return
+        # A rule with a state of its own is asked in a copy.
+        rule = copy.deepcopy(self.rule) if isinstance(self.rule, nn.Module) else self.rule
+        with same_random_numbers(device):
+            weigh(torch.eye(count, dtype=widest(device), device=device), rule)
+        self._tried.append((self.rule, count))
 
     # Checkpoints and copies.
 
@@ -365,12 +267,7 @@ class GradientAlignedAlternator(Optimizer):
         """
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
-        current = self._round
-        guides = {
-            name: {"features": guide.features, "target": guide.target, "recorded": guide.recorded}
-            for name, guide in current.guides.items()
-        }
-        state_dict = {**self.base.state_dict(), _STATE_KEY: {"turns_begun": current.turns_begun, "guides": guides}}
+        state_dict = {**self.base.state_dict(), _STATE_KEY: self._round.state_dict()}
         for post_hook in self._optimizer_state_dict_post_hooks.values():
             state_dict = post_hook(self, state_dict) or state_dict
         return state_dict
@@ -385,33 +282,20 @@ class GradientAlignedAlternator(Optimizer):
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = pre_hook(self, state_dict) or state_dict
         # Read before the wrapped optimizer loads: a foreign entry must not leave a half-loaded optimizer behind.
-        turns_begun, guides = self._read(state_dict.pop(_STATE_KEY, {"turns_begun": 0, "guides": {}}))
+        restored = Round.from_state_dict(state_dict.pop(_STATE_KEY, None), next(self.shared.parameters()).device)
         self.base.load_state_dict(state_dict)
-        current = self._round
-        current.turn, current.stats = None, AlignmentStats()
-        current.turns_begun, current.guides = turns_begun, guides
+        vars(self._round).update(vars(restored))
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
-    def _read(self, entry: Any) -> tuple[int, dict[str, _Guide]]:
-        device = next(self.shared.parameters()).device
-        try:
-            return int(entry["turns_begun"]), {
-                name: _Guide(guide["features"].to(device), guide["target"].to(device), int(guide["recorded"]))
-                for name, guide in entry["guides"].items()
-            }
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"state_dict[{_STATE_KEY!r}] is not what state_dict() gives: {error!r}") from error
-
     def __getstate__(self) -> dict[str, Any]:
-        # Schedulers put a bound `step` on the instance, which neither pickles nor belongs to a copy.
-        return {name: getattr(self, name) for name in _ATTRIBUTES}
+        # Schedulers put a bound `step` on the instance, which neither pickles nor belongs to a copy. Hooks stay behind,
+        # as those of any optimizer do.
+        return {k: value for k, value in vars(self).items() if k != "step" and not k.startswith("_optimizer_")}
 
     def __repr__(self) -> str:
-        settings = (
-            f"shared={type(self.shared).__name__}, rule={self.rule}, align={self.align!r}, guides={self.guides!r}"
-        )
-        return f"{type(self).__name__}({settings})\n{self.base!r}"
+        settings = f"shared={type(self.shared).__name__}, rule={self.rule}, align={self.align!r}"
+        return f"{type(self).__name__}({settings}, guides={self.guides!r})\n{self.base!r}"
 
 
 def _check_optimizer(optimizer: Optimizer) -> None:
@@ -431,13 +315,23 @@ def _check_optimizer(optimizer: Optimizer) -> None:
 def _check_shared(shared: nn.Module, optimizer: Optimizer) -> None:
     if not isinstance(shared, nn.Module):
         raise TypeError(f"shared must be an nn.Module, not {type(shared).__name__}")
-    if not trainable(shared):
-        raise ValueError(f"shared ({type(shared).__name__}) must have a trainable parameter: it is what takes turns")
-    foreign = _foreign(trainable(shared), optimizer.param_groups)
-    if foreign:
+    parameters, name = trainable(shared), f"shared ({type(shared).__name__})"
+    if not parameters:
+        raise ValueError(f"{name} must have a trainable parameter: it is what takes turns")
+    if imaginary := [key for key, parameter in parameters.items() if parameter.is_complex()]:
+        raise ValueError(f"{name} has complex parameters, which cannot be aligned: {', '.join(imaginary)}")
+    if foreign := _foreign(parameters, optimizer.param_groups):
         raise ValueError(
-            f"shared ({type(shared).__name__}) has parameters that optimizer does not hold: {', '.join(foreign)}; "
-            "build the optimizer with them, or freeze them"
+            f"{name} has parameters that optimizer does not hold: {', '.join(foreign)}; build the optimizer with them, "
+            "or freeze them"
+        )
+
+
+def _check_held(shared: nn.Module, groups: Sequence[dict[str, Any]]) -> None:
+    if _foreign(trainable(shared), groups):
+        raise RuntimeError(
+            f"shared ({type(shared).__name__}) has other parameters than the optimizer at step time: give "
+            "fully_shard reshard_after_forward=True, or call reshard() on the module before step"
         )
 
 

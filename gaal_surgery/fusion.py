@@ -1,8 +1,7 @@
 """The modalities' logits into one prediction: mean, product of experts, calibrated sum."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +69,7 @@ class CalibratedFusion(nn.Module):
         dtype = torch.promote_types(stacked.dtype, self.weight.dtype)
         return torch.einsum("m,mbc->bc", self.weight.to(dtype), stacked.to(dtype)) + self.bias
 
-    def fit(self, logits: Logits, target: Tensor, *, max_iter: int = 200) -> CalibratedFusion:
+    def fit(self, logits: Logits, target: Tensor, *, max_iter: int = 200) -> Self:
         """Fit weights and biases to held-out logits by L-BFGS; the module's earlier fit is forgotten.
 
         Args:

@@ -1,25 +1,18 @@
 """Which samples guide the surgery, and their gradient: uncertainty scores, selection, the guide gradient."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from gaal_surgery.distributed import SharedRows
-from gaal_surgery.per_sample import (
-    LossFn,
-    as_input,
-    evaluate,
-    frozen,
-    logit_gradient,
-    pull_back,
-    pulled_back_norms,
-)
+import gaal_surgery.functional as functional
+from gaal_surgery.functional import LossFn, SharedFunction, Trace
+from gaal_surgery.per_sample import pulled_back_norms
+from gaal_surgery.rounds import Evidence
+from gaal_surgery.rows import SharedRows
+from gaal_surgery.surgery import check_number
 
 Uncertainty = Callable[[Tensor], Tensor]
 
@@ -35,6 +28,10 @@ def entropy(logits: Tensor) -> Tensor:
 
     Raises:
         ValueError: the logits are not ``(B, C)``, or have a single column.
+
+    Example:
+        >>> entropy(torch.tensor([[0.0, 0.0], [9.0, 0.0]]))
+        tensor([0.6931, 0.0012])
     """
     if logits.ndim != 2:
         raise ValueError(f"logits must be (B, C), not {tuple(logits.shape)}: pass another `uncertainty` for them")
@@ -61,6 +58,10 @@ def select_uncertain(scores: Tensor, fraction: float) -> Tensor:
 
     Raises:
         ValueError: ``scores`` is not a non-empty vector, or ``fraction`` is outside (0, 1].
+
+    Example:
+        >>> select_uncertain(torch.tensor([0.1, 0.7, 0.3, 0.7]), fraction=0.5)
+        tensor([1, 3])
     """
     check_fraction(fraction)
     if scores.ndim != 1 or len(scores) == 0:
@@ -74,8 +75,10 @@ def guide_gradient(
 ) -> dict[str, Tensor]:
     """Mean gradient of the given samples on the shared module, the paper's g_p (Eq. 8), in one backward pass.
 
-    The module runs in eval mode (running statistics, no dropout) and in its own precision, autocast or not. Nothing in
-    it changes: no parameter, buffer or ``.grad``.
+    The module runs in eval mode (running statistics, no dropout) and in its own precision, autocast or not. A module
+    that runs under autocast alone is run under autocast. Nothing in the module changes: no parameter, buffer, attribute
+    or ``.grad``; nor do the features and the random generators. The module runs on exactly the given samples, which
+    matters where a row of logits depends on the other rows.
 
     Args:
         shared: module from features to logits.
@@ -91,113 +94,131 @@ def guide_gradient(
         TypeError: ``max_norm`` is not a number.
         ValueError: features and target differ in length, the module cannot take the features, the loss cannot take the
             target or is not a scalar, or ``max_norm`` is not positive.
+
+    Example:
+        >>> head = torch.nn.Linear(4, 3)
+        >>> features, target = torch.randn(5, 4), torch.tensor([0, 2, 1, 1, 0])
+        >>> gradient = guide_gradient(head, features, target, F.cross_entropy)
+        >>> {name: tuple(tensor.shape) for name, tensor in gradient.items()}
+        {'weight': (3, 4), 'bias': (3,)}
     """
     check_max_norm(max_norm)
-    with frozen(shared, features):
-        features = as_input(shared, features, target)
-        cotangents = logit_gradient(evaluate(shared, features), target, loss_fn)
-        return _mean_gradient(shared, features, cotangents, len(features), max_norm)
+    functional.check_lengths(features, target)
+    with functional.as_function(shared, features.device) as function:
+        gradient = _batch_gradient(function, function.as_input(features), target, loss_fn, max_norm)
+        return dict(zip(function.names, gradient, strict=True))
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """One modality's batch as a guide: ``(B, ...)`` features and target, and the share of it to select."""
+class Guidance:
+    """How guides are made of evidence.
 
-    features: Tensor
-    target: Tensor
-    fraction: float
+    Attributes:
+        loss_fn: ``(logits, target) -> scalar``, mean-reduced.
+        fraction: the share of samples to select, or a mapping of it by modality.
+        uncertainty: ``logits -> (B,)``, higher is harder.
+        max_norm: as in :func:`guide_gradient`.
+    """
+
+    loss_fn: LossFn
+    fraction: float | Mapping[str, float]
+    uncertainty: Uncertainty
+    max_norm: float | None
+
+    def share(self, modality: str) -> float:
+        """The share of a modality's samples to select."""
+        if not isinstance(self.fraction, Mapping):
+            return self.fraction
+        if modality not in self.fraction:
+            raise ValueError(f"fraction has no entry for {modality!r}, only for {tuple(self.fraction)}: add one")
+        return self.fraction[modality]
+
+    def select(self, modality: str, logits: Tensor) -> Tensor:
+        """Positions of the most uncertain samples (Eqs. 6-7)."""
+        scores = self.uncertainty(logits)
+        if scores.shape != logits.shape[:1]:
+            raise ValueError(f"uncertainty must return one score a sample, ({len(logits)},), not {tuple(scores.shape)}")
+        return select_uncertain(scores, self.share(modality))
 
 
 def uncertain_gradients(
-    shared: nn.Module,
-    guides: Mapping[str, Evidence],
-    loss_fn: LossFn,
-    *,
-    uncertainty: Uncertainty,
-    max_norm: float | None,
-    rows: SharedRows | None = None,
-) -> list[dict[str, Tensor]]:
+    function: SharedFunction, guides: Mapping[str, Evidence], guidance: Guidance, rows: SharedRows | None = None
+) -> list[list[Tensor]]:
     """Eqs. 6-8 in a row, for each guide: score the samples, select the most uncertain, return their mean gradient.
 
-    With several ranks, samples are scored and selected among the rows of all, and so is the loss taken, whose class
-    weights may span them; each rank pulls back the rows that it holds, and the sum is everyone's gradient.
+    With several ranks, samples are scored and selected among the rows of all ranks, and the loss, whose class weights
+    may span them, is taken of these rows. Each rank pulls back the rows that it holds. The sum is everyone's gradient.
 
     Args:
-        shared: module from features to logits.
+        function: the shared module.
         guides: by modality.
-        loss_fn: ``(logits, target) -> scalar``, mean-reduced.
-        uncertainty: ``logits -> (B,)``.
-        max_norm: as in :func:`guide_gradient`.
+        guidance: how guides are made of them.
         rows: how the batches lie on several ranks; None for a single process.
+
+    Returns:
+        For each guide, a tensor for each of the function's parameters.
 
     Raises:
         ValueError: as :func:`guide_gradient`, or ``uncertainty`` does not return one score a sample.
     """
-    with frozen(shared, next(iter(guides.values())).features):
-        inputs, outputs = {}, {}
-        for name, guide in guides.items():
-            with _naming(name):
-                inputs[name] = as_input(shared, guide.features, guide.target)
-                outputs[name] = evaluate(shared, inputs[name])
-        targets = {name: guide.target for name, guide in guides.items()}
-        if rows is not None:
-            outputs, targets = rows.gather(outputs, targets)
-        gradients = []
-        for name, guide in guides.items():
-            with _naming(name):
-                logits = outputs[name]
-                chosen = _select(logits, guide.fraction, uncertainty)
-                cotangents = logit_gradient(logits[chosen], targets[name][chosen], loss_fn)
-                if rows is None:
-                    features = inputs[name][chosen]
-                else:
-                    # Only the device knows which of the chosen rows are ours: the others of our rows pull back zeros.
-                    features = inputs[name]
-                    cotangents = rows.own(name, torch.zeros_like(logits).index_copy(0, chosen, cotangents))
-                gradients.append(_mean_gradient(shared, features, cotangents, len(chosen), max_norm))
-        return gradients if rows is None else rows.sum(gradients)
+    if rows is None:
+        return [_uncertain_gradient(function, name, guide, guidance) for name, guide in guides.items()]
+    traces = {}
+    for name, guide in guides.items():
+        # A row of zeros shows what logits look like where this rank has none, as not every module takes no rows.
+        own = guide.features if len(guide.features) else guide.features.new_zeros(1, *guide.features.shape[1:])
+        with functional.explaining(f"guide {name!r}"):
+            traces[name] = function.trace(function.as_input(own))
+    own_logits = {name: trace.logits[: len(guides[name].features)] for name, trace in traces.items()}
+    logits, targets = rows.gather(own_logits, {name: guide.target for name, guide in guides.items()})
+    gradients = []
+    for name, trace in traces.items():
+        with functional.explaining(f"guide {name!r}"):
+            chosen = guidance.select(name, logits[name])
+            cotangents = functional.logit_gradient(logits[name][chosen], targets[name][chosen], guidance.loss_fn)
+            # Only the device knows which of the chosen rows are ours: the others of our rows pull back zeros.
+            own = rows.own(name, torch.zeros_like(logits[name]).index_copy(0, chosen, cotangents))
+            if len(own):
+                gradients.append(_mean_gradient(function, trace, own, len(chosen), guidance.max_norm))
+            else:
+                gradients.append([torch.zeros_like(parameter) for parameter in function.parameters])
+    return rows.sum(gradients)
+
+
+def _uncertain_gradient(function: SharedFunction, name: str, guide: Evidence, guidance: Guidance) -> list[Tensor]:
+    with functional.explaining(f"guide {name!r}"):
+        features = function.as_input(guide.features)
+        chosen = guidance.select(name, function.logits(features))
+        return _batch_gradient(function, features[chosen], guide.target[chosen], guidance.loss_fn, guidance.max_norm)
 
 
 def check_fraction(fraction: float) -> None:
     """Raise unless ``fraction`` is a number in (0, 1]."""
-    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)):
-        raise TypeError(f"fraction must be a number in (0, 1], not {type(fraction).__name__}")
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction must be in (0, 1], not {fraction}: it is the share of samples that guide")
+    check_number("fraction", fraction, lambda share: 0 < share <= 1, "a number in (0, 1]", "in (0, 1]")
 
 
 def check_max_norm(max_norm: float | None) -> None:
     """Raise unless ``max_norm`` is None or positive."""
-    if max_norm is None:
-        return
-    if isinstance(max_norm, bool) or not isinstance(max_norm, (int, float)):
-        raise TypeError(f"max_norm must be a number or None, not {type(max_norm).__name__}")
-    if not max_norm > 0:
-        raise ValueError(f"max_norm must be positive, or None for no clipping, not {max_norm}")
+    if max_norm is not None:
+        allowed = "positive, or None for no clipping"
+        check_number("max_norm", max_norm, lambda norm: norm > 0, "a number or None", allowed)
 
 
-def _select(logits: Tensor, fraction: float, uncertainty: Uncertainty) -> Tensor:
-    scores = uncertainty(logits)
-    if scores.shape != logits.shape[:1]:
-        raise ValueError(f"uncertainty must return one score a sample, ({len(logits)},), not {tuple(scores.shape)}")
-    return select_uncertain(scores, fraction)
+def _batch_gradient(
+    function: SharedFunction, features: Tensor, target: Tensor, loss_fn: LossFn, max_norm: float | None
+) -> list[Tensor]:
+    trace = function.trace(features)
+    cotangents = functional.logit_gradient(trace.logits, functional.as_constant(target), loss_fn)
+    return _mean_gradient(function, trace, cotangents, len(features), max_norm)
 
 
 def _mean_gradient(
-    shared: nn.Module, features: Tensor, cotangents: Tensor, count: int, max_norm: float | None
-) -> dict[str, Tensor]:
+    function: SharedFunction, trace: Trace, cotangents: Tensor, count: int, max_norm: float | None
+) -> list[Tensor]:
     """These rows' part of the mean over ``count`` samples."""
     if max_norm is not None:
         # Clipping a sample's gradient scales its row: the mean of the clipped gradients is still one backward pass.
-        norms = count * pulled_back_norms(shared, features, cotangents)
+        norms = count * pulled_back_norms(function, trace, cotangents)
         scale = (max_norm / norms).clamp(max=1).to(cotangents.dtype)
         cotangents = cotangents * scale.view(-1, *[1] * (cotangents.ndim - 1))
-    return pull_back(shared, features, cotangents)
-
-
-@contextmanager
-def _naming(modality: str) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"guide {modality!r}: {error}") from error
+    return trace.pull(cotangents)

@@ -1,23 +1,27 @@
-"""The two passes over the gradients' memory: their Gramian, and their weighted sum."""
+"""The two passes over the gradients' memory: their Gramian, and their weighted sum.
 
-from __future__ import annotations
+The structure of gradients is checked in the public functions. Below them a gradient is a list of tensors.
+"""
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TypeVar, cast
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from gaal_surgery.surgery import HalfSpace, current_only, keeps_current
-
-# What float32 can hold is what the squares of norms from 1e-20 to 1e15 need, once multiplied by this.
-_SHIFT = 2.0**20
-_CHUNK = 2**17
+from gaal_surgery.surgery import HalfSpace, Rule, check_function, on_host, weigh, widest
 
 Gradient = TypeVar("Gradient", bound=Tensor | Sequence[Tensor] | Mapping[str, Tensor])
-Rule = Callable[[Tensor], Tensor]
+
+# Numbers of a tensor that stay in a CPU's cache from one operation to the next.
+_CHUNK = 2**17
+_CHUNK_ON_DEVICE = 2**24
+_BLOCK = 5
+# Squared norms whose products float32 holds, however their numbers are spread over a tensor.
+_SAFE = (1e-24, 1e34)
 
 
 def align(gradient: Gradient, guides: Sequence[Gradient], rule: Rule = HalfSpace()) -> Gradient:
@@ -25,29 +29,40 @@ def align(gradient: Gradient, guides: Sequence[Gradient], rule: Rule = HalfSpace
 
     Args:
         gradient: a tensor, or a sequence or mapping of tensors (the parameters of one module): one vector to the rule.
-        guides: gradients of the same structure that it must not hurt; mappings match by key.
+        guides: gradients of the same structure that the current gradient must not hurt; mappings match by key.
         rule: Gramian -> weights.
 
     Returns:
-        The structure of ``gradient``, in its dtypes. Unchanged to the bit where no guide objects, and where it is
-        itself not finite; guides that are not finite are ignored.
+        The structure of ``gradient``, in its dtypes. The result is unchanged to the bit where no guide objects, and
+        where the gradient itself is not finite. Guides that are not finite are ignored.
 
     Raises:
-        TypeError: a gradient is not a tensor, nor a sequence or mapping of tensors.
+        TypeError: a gradient is not a tensor, nor a sequence or mapping of tensors, or the rule is none.
         ValueError: a guide differs from the gradient in its keys, length or shapes.
+
+    Example:
+        >>> gradient = {"weight": torch.tensor([[1.0, 0.0]]), "bias": torch.tensor([2.0])}
+        >>> guide = {"weight": torch.tensor([[-1.0, 1.0]]), "bias": torch.tensor([0.0])}
+        >>> align(gradient, [guide])
+        {'weight': tensor([[0.5000, 0.5000]]), 'bias': tensor([2.])}
     """
+    check_function("rule", rule)
     if len(guides) == 0:
         return gradient
-    gradients = [gradient, *guides]
-    return _combined(gradients, weigh(gramian(gradients), rule), keeps_current(rule))
+    rows = _rows([gradient, *guides], ["gradient", *(f"guides[{i}]" for i in range(len(guides)))])
+    products = gramian_of(rows)
+    weights = weigh(products, rule)
+    result = [torch.empty_like(tensor) for tensor in rows[0]]
+    combine_into(result, rows, weights, cancels(products, weights))
+    return cast(Gradient, _like(gradient, result))
 
 
-@torch.no_grad()
 def gramian(gradients: Sequence[Gradient]) -> Tensor:
     """All inner products of ``n`` gradients of one structure: the only thing a rule sees.
 
-    Gradients are constants, here and in :func:`combine`. Products are taken in float32 or wider, chunk by chunk, and
-    summed in float64, so that gradients of any float dtype and of norms from 1e-20 to 1e15 neither overflow nor vanish.
+    Gradients are constants, here and in :func:`combine`. Products are accumulated in float32 or wider, and in float64
+    where float32 is not enough: gradients of any float dtype and of norms from 1e-20 to 1e15 neither overflow nor
+    vanish, and guides that nearly depend on one another are told apart.
 
     Returns:
         ``(n, n)``, float64 (float32 on devices without it), on the gradients' device.
@@ -55,36 +70,20 @@ def gramian(gradients: Sequence[Gradient]) -> Tensor:
     Raises:
         TypeError: a gradient is not a tensor, nor a sequence or mapping of tensors.
         ValueError: there is no gradient, or they differ in keys, length or shapes.
+
+    Example:
+        >>> gramian([torch.tensor([3.0, 4.0]), torch.tensor([1.0, 0.0])])
+        tensor([[25.,  3.],
+                [ 3.,  1.]], dtype=torch.float64)
     """
-    rows = _rows(gradients)
-    pairs = [(i, j) for i in range(len(rows)) for j in range(i, len(rows))]
-    products = dict(zip(pairs, _products(rows, pairs).unbind(), strict=True))
-    entries = [products[min(i, j), max(i, j)] for i in range(len(rows)) for j in range(len(rows))]
-    return torch.stack(entries).view(len(rows), len(rows))
-
-
-def _products(rows: list[list[Tensor]], pairs: list[tuple[int, int]]) -> Tensor:
-    """The inner product of each pair of rows."""
-    wide = torch.float32 if rows[0][0].device.type == "mps" else torch.float64
-    if torch.compiler.is_compiling():  # which makes one pass of it
-        products = [[(x.to(wide) * y.to(wide)).sum() for x, y in zip(rows[i], rows[j], strict=True)] for i, j in pairs]
-        return torch.stack([torch.stack(parts).sum() for parts in products])
-    dots = []
-    for vectors in map(_flatten, _groups(rows)):
-        # Used again for every piece, as memory that is allocated anew has to be fetched anew.
-        space = vectors[0].new_empty(min(_chunk_size(vectors[0]), len(vectors[0])), dtype=_wide_dtype(vectors))
-        for pieces in _chunks(vectors):
-            for i, piece in enumerate(pieces):
-                shifted = torch.mul(piece, _SHIFT, out=space[: len(piece)])
-                dots += [torch.dot(shifted, other) for other in pieces[i:]]
-    return torch.stack(dots).to(wide).view(-1, len(pairs)).sum(dim=0) / _SHIFT
+    return gramian_of(_rows(gradients))
 
 
 def combine(gradients: Sequence[Gradient], weights: Tensor) -> Gradient:
     """The weighted sum of ``n`` gradients of one structure.
 
-    A weight of exactly 0 leaves no trace of any gradient but the first, whatever it holds (non-finite numbers, signs
-    of zeros).
+    A weight of exactly 0 leaves no trace of any gradient but the first, whatever that gradient holds (non-finite
+    numbers, signs of zeros).
 
     Args:
         gradients: ``n`` tensors, sequences or mappings of tensors.
@@ -96,155 +95,162 @@ def combine(gradients: Sequence[Gradient], weights: Tensor) -> Gradient:
     Raises:
         TypeError: a gradient is not a tensor, nor a sequence or mapping of tensors.
         ValueError: the gradients differ in keys, length or shapes, or there is not one weight for each.
+
+    Example:
+        >>> combine([torch.tensor([1.0, 2.0]), torch.tensor([4.0, 4.0])], torch.tensor([1.0, -0.25]))
+        tensor([0., 1.])
     """
-    return _combined(gradients, weights)
-
-
-def _combined(gradients: Sequence[Gradient], weights: Tensor, first_is_one: bool = False) -> Gradient:
-    current, *_ = _rows(gradients)
-    result = cast(Gradient, _like(gradients[0], [torch.empty_like(tensor) for tensor in current]))
-    combine_into(result, gradients, weights, first_is_one=first_is_one)
-    return result
+    rows = _rows(gradients)
+    if weights.shape != (len(rows),):
+        raise ValueError(f"weights must be ({len(rows)},), one for each gradient, not {tuple(weights.shape)}")
+    result = [torch.empty_like(tensor) for tensor in rows[0]]
+    combine_into(result, rows, weights, exact=len(rows) > 2)
+    return cast(Gradient, _like(gradients[0], result))
 
 
 @torch.no_grad()
-def combine_into(
-    destination: Gradient, gradients: Sequence[Gradient], weights: Tensor, *, first_is_one: bool = False
-) -> None:
-    """Write what :func:`combine` returns into the tensors of ``destination``, which may be the first gradient.
+def gramian_of(rows: list[list[Tensor]]) -> Tensor:
+    """:func:`gramian` of gradients that are lists of tensors."""
+    wide, count = widest(rows[0][0].device), len(rows)
+    if torch.compiler.is_compiling():  # the compiler makes one pass of all products
+        pairs = [(rows[min(i, j)], rows[max(i, j)]) for i in range(count) for j in range(count)]
+        dots = [
+            torch.stack([(x.to(wide) * y.to(wide)).sum() for x, y in zip(*pair, strict=True)]).sum() for pair in pairs
+        ]
+        return torch.stack(dots).view(count, count)
+    dtype = common_dtype(itertools.chain(*rows))
+    small = sum(tensor.numel() for tensor in rows[0]) <= _CHUNK
+    if small or dtype is wide or not on_host(rows[0][0]):
+        return _products(rows, wide)
+    products = _products(rows, dtype)
+    return products if _are_exact(products) else _products(rows, wide)
 
-    To know that the first weight is 1 saves a pass.
+
+@torch.no_grad()
+def combine_into(destination: list[Tensor], rows: list[list[Tensor]], weights: Tensor, exact: bool) -> None:
+    """Write the weighted sum of the rows into the tensors of ``destination``, which may be the first row.
+
+    Args:
+        destination: tensors of the shapes of a row.
+        rows: ``n`` lists of tensors.
+        weights: ``(n,)``.
+        exact: sum in the widest dtype, where terms may cancel one another.
     """
-    outputs, current, *guides = _rows([destination, *gradients])
-    if weights.shape != (len(gradients),):
-        raise ValueError(f"weights must be ({len(gradients)},), one for each gradient, not {tuple(weights.shape)}")
-    if not _has_kernel([*outputs, *current, *itertools.chain(*guides)]):
-        for output, *column in zip(outputs, current, *guides, strict=True):
-            output.copy_(_weighted_sum(column, weights))
+    terms: Any = list(zip(rows, weights.tolist() if on_host(weights) else weights, strict=True))
+    if on_host(weights):
+        terms = [terms[0], *(term for term in terms[1:] if term[1] != 0)]
+    in_place = on_host(weights) and all(x.dtype in (torch.float32, torch.float64) for x in destination)
+    if exact or not in_place:
+        for position, output in enumerate(destination):
+            output.copy_(_weighted_sum([(row[position], weight) for row, weight in terms], exact))
         return
-    if any(output is not tensor for output, tensor in zip(outputs, current, strict=True)):
-        torch._foreach_copy_(outputs, current)
-    if not first_is_one:
-        torch._foreach_mul_(outputs, weights[0].to(outputs[0].dtype))
-    for guide, weight in zip(guides, weights[1:], strict=True):
-        _add_unless_zero(outputs, guide, weight)
+    if destination[0] is not rows[0][0]:
+        torch._foreach_copy_(destination, rows[0])
+    if terms[0][1] != 1:
+        torch._foreach_mul_(destination, terms[0][1])
+    for row, weight in terms[1:]:
+        torch._foreach_add_(destination, row, alpha=weight)
 
 
-def _weighted_sum(column: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """The weighted sum of tensors of one shape, of any dtypes and layouts; compiled, a single pass."""
-    dtype = _wide_dtype(column)
-    total = column[0].to(dtype) * weights[0]
-    for guide, weight in zip(column[1:], weights[1:], strict=True):
-        total = torch.where(weight != 0, torch.addcmul(total, guide.to(dtype), weight), total)
+def cancels(products: Tensor, weights: Tensor) -> bool:
+    """Whether terms of the weighted sum may be so much longer than g that their rounding would show in the result."""
+    if len(products) == 2 or not on_host(products):
+        return len(products) > 2
+    norms = [math.sqrt(square) for square in products.diagonal().tolist()]
+    added: float = sum(abs(w) * norm for w, norm in zip(weights.tolist()[1:], norms[1:], strict=True))
+    return added > 100 * norms[0]
+
+
+def _are_exact(products: Tensor) -> bool:
+    """Whether float32 was enough: norms are in the safe range, and no guide is nearly a combination of others."""
+    squares = products.diagonal()
+    if not all(_SAFE[0] < square < _SAFE[1] for square in squares.tolist()):
+        return False
+    if len(squares) < 3:
+        return True
+    inverse = squares[1:].rsqrt()
+    factor, failed = torch.linalg.cholesky_ex(products[1:, 1:] * inverse * inverse[:, None])
+    return not failed and float(factor.diagonal().amin()) > 0.1
+
+
+def _products(rows: list[list[Tensor]], dtype: torch.dtype) -> Tensor:
+    """The Gramian by products in ``dtype``, chunk by chunk, added up in the widest dtype."""
+    count, size = len(rows), _CHUNK if on_host(rows[0][0]) else _CHUNK_ON_DEVICE
+    small = [i for i, tensor in enumerate(rows[0]) if tensor.numel() < size]
+    products: list[Tensor] = []
+    if small:
+        joined = torch.cat([row[i].reshape(-1) for row in rows for i in small]).view(count, -1)
+        products += [_upper_products(chunk.to(dtype)) for chunk in torch.split(joined, size, dim=1)]
+    # Used again for every chunk, as memory that is allocated anew has to be fetched anew.
+    space = rows[0][0].new_empty(0, dtype=dtype)
+    for i in sorted({*range(len(rows[0]))} - {*small}):
+        for pieces in zip(*(torch.split(row[i].reshape(-1), size) for row in rows), strict=True):
+            chunk = [piece.to(dtype) for piece in pieces]
+            if count <= 3:  # dot products copy nothing
+                zero = space.new_zeros(())
+                dots = [torch.dot(x, y) if i <= j else zero for i, x in enumerate(chunk) for j, y in enumerate(chunk)]
+                products.append(torch.stack(dots).view(count, count))
+            else:
+                products.append(_upper_products(torch.stack(chunk, out=space.resize_(count, len(chunk[0])))))
+    upper = torch.stack(products).sum(dim=0, dtype=widest(space.device)).triu()
+    return upper + upper.triu(1).T
+
+
+def _upper_products(matrix: Tensor) -> Tensor:
+    """The inner products of a matrix's rows; what lies below the diagonal is mostly left out."""
+    if len(matrix) <= _BLOCK:
+        return matrix @ matrix.T
+    product = matrix.new_zeros(len(matrix), len(matrix))
+    for i in range(0, len(matrix), _BLOCK):
+        torch.mm(matrix[i : i + _BLOCK], matrix[i:].T, out=product[i : i + _BLOCK, i:])
+    return product
+
+
+def _weighted_sum(terms: list[tuple[Tensor, Any]], exact: bool) -> Tensor:
+    """The sum of tensors times weights, none of which is read where it is a tensor; compiled, a single pass."""
+    (current, first), *others = terms
+    dtype = widest(current.device) if exact else common_dtype([tensor for tensor, _ in terms])
+    total: Tensor = current.to(dtype) * first
+    for tensor, weight in others:
+        added = total + tensor.to(dtype) * weight
+        total = torch.where(weight != 0, added, total) if isinstance(weight, Tensor) else added
     return total
 
 
-def _has_kernel(tensors: Sequence[Tensor]) -> bool:
-    """Whether :func:`_add_unless_zero` takes these tensors; it reads memory as it lies."""
-    dtype = tensors[0].dtype
-    return (
-        not torch.compiler.is_compiling()
-        and dtype in (torch.float32, torch.float64)
-        and all(x.device.type == "cpu" and x.dtype is dtype and x.is_contiguous() for x in tensors)
-    )
+def common_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
+    """float32, or the wider dtype of a tensor."""
+    return functools.reduce(torch.promote_types, {tensor.dtype for tensor in tensors}, torch.float32)
 
 
-def _add_unless_zero(outputs: list[Tensor], tensors: list[Tensor], weight: Tensor) -> None:
-    """Add the weighted tensors in place in one pass, or leave the memory alone where the weight is 0.
-
-    That is what the kernel of fused SGD does: it ascends with a tensor for a learning rate, unless it is told that an
-    infinity was found. `torch.where` takes four times as long on a CPU.
-    """
-    torch._fused_sgd_(
-        outputs,
-        tensors,
-        [],
-        lr=weight.to(outputs[0].dtype),
-        found_inf=(weight == 0).float(),
-        maximize=True,
-        weight_decay=0.0,
-        momentum=0.0,
-        dampening=0.0,
-        nesterov=False,
-        is_first_step=False,
-    )
-
-
-def weigh(gramian: Tensor, rule: Rule) -> Tensor:
-    """The rule's weights ``(n,)``, kept away from gradients that are not finite: row 0 stays, guides are ignored."""
-    finite = gramian.diagonal().isfinite()
-    usable = finite & finite[0]
-    weights = rule(torch.where(usable & usable[:, None], gramian, 0))
-    if weights.shape != gramian.shape[:1]:
-        raise ValueError(f"rule must return ({len(gramian)},) weights, one a gradient, not {tuple(weights.shape)}")
-    # Without a usable current gradient every weight is refused, so that it passes as it is.
-    return torch.where(usable, weights, current_only(weights))
-
-
-def _rows(gradients: Sequence[Tensor | Sequence[Tensor] | Mapping[str, Tensor]]) -> list[list[Tensor]]:
+def _rows(gradients: Sequence[Gradient], names: Sequence[str] | None = None) -> list[list[Tensor]]:
     """The tensors of every gradient in the order of the first, checked against it."""
     if len(gradients) == 0:
         raise ValueError("gradients is empty: pass at least one")
+    names = names or [f"gradient {position}" for position in range(len(gradients))]
     keys = list(gradients[0]) if isinstance(gradients[0], Mapping) else None
     rows: list[list[Tensor]] = []
-    for position, gradient in enumerate(gradients):
+    for name, gradient in zip(names, gradients, strict=True):
+        tensors: Any = gradient
         if isinstance(gradient, Mapping):
             if keys is None or set(gradient) != set(keys):
-                raise ValueError(f"gradient {position} has other keys than gradient 0: give them one structure")
-            gradient = [gradient[key] for key in keys]
+                raise ValueError(f"{name} has other keys than {names[0]}: give them one structure")
+            tensors = [gradient[key] for key in keys]
         elif keys is not None:
-            raise ValueError(f"gradient {position} is no mapping, gradient 0 is: give them one structure")
-        rows.append(_row(gradient))
-        if [tensor.shape for tensor in rows[-1]] != [tensor.shape for tensor in rows[0]]:
-            raise ValueError(f"gradient {position} has other shapes than gradient 0: give them one structure")
+            raise ValueError(f"{name} is no mapping, {names[0]} is: give them one structure")
+        row = [tensors] if isinstance(tensors, Tensor) else list(tensors) if isinstance(tensors, Iterable) else []
+        if not row or not all(isinstance(tensor, Tensor) and tensor.is_floating_point() for tensor in row):
+            kinds = "a float tensor, or a non-empty sequence or mapping of float tensors"
+            raise TypeError(f"a gradient must be {kinds}; {name} is not")
+        rows.append(row)
+        if [tensor.shape for tensor in row] != [tensor.shape for tensor in rows[0]]:
+            raise ValueError(f"{name} has other shapes than {names[0]}: give them one structure")
     return rows
 
 
-def _row(gradient: Tensor | Iterable[Tensor]) -> list[Tensor]:
-    row = [gradient] if isinstance(gradient, Tensor) else list(gradient)
-    if not row or not all(isinstance(tensor, Tensor) and tensor.is_floating_point() for tensor in row):
-        raise TypeError("a gradient must be a float tensor, or a non-empty sequence or mapping of float tensors")
-    return row
-
-
-def _like(
-    structure: Tensor | Sequence[Tensor] | Mapping[str, Tensor], tensors: list[Tensor]
-) -> Tensor | Sequence[Tensor] | Mapping[str, Tensor]:
+def _like(structure: Any, tensors: list[Tensor]) -> Any:
+    """The tensors in the structure of a gradient."""
     if isinstance(structure, Tensor):
         return tensors[0]
     if isinstance(structure, Mapping):
         return dict(zip(structure, tensors, strict=True))
     return tuple(tensors) if isinstance(structure, tuple) else tensors
-
-
-def _groups(rows: list[list[Tensor]]) -> Iterator[list[list[Tensor]]]:
-    """The rows in parts: each large tensor by itself, small ones of a dtype together until they make a chunk."""
-    start = size = 0
-    for position, tensor in enumerate(rows[0]):
-        together = size + tensor.numel() <= _CHUNK and tensor.dtype == rows[0][start].dtype
-        if start < position and not together:
-            yield [row[start:position] for row in rows]
-            start, size = position, 0
-        size += tensor.numel()
-    yield [row[start:] for row in rows]
-
-
-def _flatten(parts: list[list[Tensor]]) -> list[Tensor]:
-    """Each list of tensors as a vector."""
-    return [part[0].reshape(-1) if len(part) == 1 else torch.cat([x.reshape(-1) for x in part]) for part in parts]
-
-
-def _chunks(vectors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Pieces of vectors of one length side by side, in one dtype of float32 or wider."""
-    dtype, size = _wide_dtype(vectors), _chunk_size(vectors[0])
-    for pieces in zip(*(torch.split(vector, size) for vector in vectors), strict=True):
-        yield [piece.to(dtype) for piece in pieces]
-
-
-def _wide_dtype(vectors: Sequence[Tensor]) -> torch.dtype:
-    return functools.reduce(torch.promote_types, [vector.dtype for vector in vectors], torch.float32)
-
-
-def _chunk_size(vector: Tensor) -> int:
-    """On a CPU, elements that stay in its cache from one operation to the next; elsewhere all."""
-    return _CHUNK if vector.device.type == "cpu" else max(1, len(vector))

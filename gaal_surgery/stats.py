@@ -1,8 +1,6 @@
 """What surgery met and did: the statistics of one step, and their history over training."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,18 +16,44 @@ _MEASURED = ("cosine_before", "cosine_after", "coefficient", "guide_norm", "inte
 _COLUMNS = ("step", "modality", "guide", "gradient_norm", *_MEASURED)
 
 
+def _by_guide(doc: str, measure: Callable[[Tensor, Tensor], Tensor]) -> Any:
+    """A property: what ``measure`` makes of the Gramian and the weights, a row for each gradient, by guide."""
+
+    def read(stats: "AlignmentStats") -> Mapping[str, Tensor]:
+        if stats.gramian is None or stats.weights is None:
+            return {}
+        return dict(zip(stats.guides, measure(stats.gramian, stats.weights)[1:].unbind(), strict=True))
+
+    return property(read, doc=doc)
+
+
+def _cosines(gramian: Tensor, weights: Tensor) -> Tensor:
+    """Cosine of the weighted sum with every row; 0 where either is 0 or not finite."""
+    usable = gramian.diagonal().isfinite()
+    gramian = torch.where(usable & usable[:, None], gramian, 0)
+    products = gramian @ weights
+    norms = (gramian.diagonal() * (weights @ products).clamp(min=0)).sqrt()
+    return torch.where(norms > 0, products / norms, 0)
+
+
 @dataclass(frozen=True)
 class AlignmentStats:
     """Statistics of one aligned step, by guide; empty before the first one and after a step without guides.
 
-    Everything is derived from the step's Gramian when it is read, as 0-dim tensors on its device: reading the
-    mappings costs a few small kernels and no synchronisation, not reading them costs nothing.
+    Everything is derived from the step's Gramian when it is read, as 0-dim tensors on the Gramian's device. Reading the
+    mappings costs a few small kernels and no synchronisation; not reading them costs nothing.
 
     Attributes:
         modality: whose turn it was; None outside ``turns``.
         guides: the modalities that guided, in the order of the Gramian's rows 1 to m.
         gramian: ``(m + 1, m + 1)``; row 0 is the gradient (with ``align="update"`` the negative update).
         weights: ``(m + 1,)``, what the rule made of it.
+
+    Example:
+        >>> opposed = torch.tensor([[1.0, -1.0], [-1.0, 4.0]])
+        >>> stats = AlignmentStats("image", ("table",), opposed, HalfSpace()(opposed))
+        >>> stats.cosine_before, stats.cosine_after
+        ({'table': tensor(-0.5000)}, {'table': tensor(0.)})
     """
 
     modality: str | None = None
@@ -42,49 +66,20 @@ class AlignmentStats:
         """Norm of the gradient before surgery, over the whole shared module."""
         return None if self.gramian is None else self.gramian[0, 0].sqrt()
 
-    @property
-    def guide_norm(self) -> Mapping[str, Tensor]:
-        """Norm of each guide gradient; not finite where the guide was ignored."""
-        return self._by_guide(lambda gramian, weights: gramian.diagonal().sqrt())
-
-    @property
-    def cosine_before(self) -> Mapping[str, Tensor]:
-        """Cosine between the gradient and each guide (Eq. 2); below 0 is a conflict, 0 where a norm is 0."""
-        return self._by_guide(lambda gramian, weights: _cosines(gramian, current_only(weights)))
-
-    @property
-    def cosine_after(self) -> Mapping[str, Tensor]:
-        """Cosine between the aligned gradient and each guide."""
-        return self._by_guide(_cosines)
-
-    @property
-    def coefficient(self) -> Mapping[str, Tensor]:
-        """The multiple of each guide that surgery added (v of Eq. 5)."""
-        return self._by_guide(lambda gramian, weights: weights)
-
-    @property
-    def intervened(self) -> Mapping[str, Tensor]:
-        """Whether surgery added any of the guide, as boolean tensors."""
-        return self._by_guide(lambda gramian, weights: weights != 0)
-
-    @property
-    def ignored(self) -> Mapping[str, Tensor]:
-        """Whether the guide was ignored because it was not finite, as boolean tensors."""
-        return self._by_guide(lambda gramian, weights: ~gramian.diagonal().isfinite())
-
-    def _by_guide(self, rows: Any) -> dict[str, Tensor]:
-        if self.gramian is None or self.weights is None:
-            return {}
-        return dict(zip(self.guides, rows(self.gramian, self.weights)[1:].unbind(), strict=True))
-
-
-def _cosines(gramian: Tensor, weights: Tensor) -> Tensor:
-    """Cosine of the weighted sum with every row; 0 where either is 0 or not finite."""
-    usable = gramian.diagonal().isfinite()
-    gramian = torch.where(usable & usable[:, None], gramian, 0)
-    products = gramian @ weights
-    norms = (gramian.diagonal() * (weights @ products).clamp(min=0)).sqrt()
-    return torch.where(norms > 0, products / norms, 0)
+    guide_norm = _by_guide(
+        "Norm of each guide gradient; not finite where the guide was ignored.", lambda g, w: g.diagonal().sqrt()
+    )
+    cosine_before = _by_guide(
+        "Cosine between the gradient and each guide (Eq. 2); below 0 is a conflict, 0 where a norm is 0.",
+        lambda g, w: _cosines(g, current_only(g)),
+    )
+    cosine_after = _by_guide("Cosine between the aligned gradient and each guide.", _cosines)
+    coefficient = _by_guide("The multiple of each guide that surgery added (v of Eq. 5).", lambda g, w: w)
+    intervened = _by_guide("Whether surgery added any of the guide, as boolean tensors.", lambda g, w: w != 0)
+    ignored = _by_guide(
+        "Whether the guide was ignored because it was not finite, as boolean tensors.",
+        lambda g, w: ~g.diagonal().isfinite(),
+    )
 
 
 class ConflictMonitor:
@@ -138,7 +133,7 @@ class ConflictMonitor:
             for (modality, guide), rows in groups.items()
         ]
 
-    def plot(self, ax: Axes | None = None, *, smooth: int | None = None) -> Axes:
+    def plot(self, ax: "Axes | None" = None, *, smooth: int | None = None) -> "Axes":
         """Draw the cosine before surgery over the steps, by turn and guide, as in the paper's Figure 1(a).
 
         Args:

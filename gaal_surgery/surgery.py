@@ -1,22 +1,19 @@
-"""The rules of surgery: from the Gramian of the gradients to the weights of their sum.
+"""The rules of surgery, and how a rule is asked: from the Gramian of the gradients to the weights of their sum.
 
-A rule is a callable ``(n, n) -> (n,)``. Row 0 is the current gradient g, the others are its guides p_i; the aligned
-gradient is the weighted sum. It is the signature of TorchJD's Gramian weightings, any of which is a rule too. A rule
-with the attribute ``keeps_current = True`` promises that its first weight is always 1, which saves a pass over g.
+A rule is a callable ``(n, n) -> (n,)``. Row 0 is the current gradient g, the other rows are its guides p_i. The aligned
+gradient is the weighted sum. TorchJD's Gramian weightings have the same signature: any of them is a rule too.
 """
 
-from __future__ import annotations
-
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-# Squared sine under which a guide counts as a combination of others: what rounding to float32 leaves is below 1e-14.
-_DEPENDENT = 1e-13
-_FEASIBLE = 1e-9
+Rule = Callable[[Tensor], Tensor]
+
+_DEPENDENT = 1e-11  # squared sine under which a guide counts as a combination of others
 _MOST_GUIDES = 12
 
 
@@ -24,148 +21,231 @@ _MOST_GUIDES = 12
 class HalfSpace:
     """The nearest gradient whose inner product with every guide reaches its margin (Eqs. 3-5 of the paper).
 
-    For one guide that is ``g + max(0, (eps - g.p) / |p|^2) p``; at margin 0 it never lengthens g, and it is A-GEM's
-    rule. For several guides the quadratic program is solved exactly, by comparing the solutions of all ``2^m`` sets of
-    active constraints. A guide of norm 0 asks for nothing. Where no point reaches every margin (opposed guides), the
-    margins shrink together to the largest feasible fraction; as margins scale freely with the length of the gradient,
-    that fraction is 0.
+    One guide gives ``g + max(0, (eps - g.p) / |p|^2) p``, which is A-GEM's rule at margin 0. At margin 0 the result is
+    never longer than g. Several guides give a quadratic program, which is solved exactly. A guide of norm 0 asks for
+    nothing.
+
+    Opposed guides may leave no point that reaches every margin. The rule then answers as with margin 0: margins scale
+    freely with the length of the gradient, so shrinking all of them together helps only at 0. Margins count as out of
+    reach, too, where the change of g would be thousands of times as long as what the guides lack.
 
     Args:
         margin: the eps of Eq. 3. An absolute margin above 0 makes the result long where a guide is short.
-        relative: take ``margin * |g| * |p_i|`` for eps instead, with ``|g|`` before surgery: the margin is a cosine.
+        relative: take ``margin * |g| * |p_i|`` for eps, with ``|g|`` before surgery: the margin is then a cosine.
 
     Raises:
         TypeError: the margin is not a number.
         ValueError: the margin is not finite, or there are more than 12 guides.
+
+    Example:
+        >>> align(torch.tensor([1.0, 0.0]), [torch.tensor([-1.0, 1.0])], HalfSpace())
+        tensor([0.5000, 0.5000])
     """
 
     margin: float = 0.0
     relative: bool = False
-    keeps_current: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check_finite("margin", self.margin)
+        check_number("margin", self.margin, math.isfinite, "a number", "a finite number")
 
     def __call__(self, gramian: Tensor) -> Tensor:
         """Weights ``(n,)`` for a Gramian ``(n, n)``."""
-        alignment = gramian[0, 1:]
-        squared_norms = gramian.diagonal()[1:]
-        if self.relative:
-            required = self.margin * (gramian[0, 0].sqrt() * squared_norms.sqrt())
+        guides = len(gramian) - 1
+        if guides > _MOST_GUIDES:
+            raise ValueError(f"HalfSpace takes at most {_MOST_GUIDES} guides, not {guides}: use guides='previous'")
+        if on_host(gramian) and (multipliers := self._in_plain_numbers(gramian.tolist())) is not None:
+            return gramian.new_tensor([1.0, *multipliers])
+        unit, products, inverse = _unit_guides(gramian)
+        margins = gramian[0, 0].sqrt() * (inverse > 0) if self.relative else inverse
+        lacking = self.margin * margins - products
+        if guides == 1:
+            added = lacking.clamp(min=0)
+        elif self.margin <= 0:
+            added = _nonnegative(unit, lacking)
         else:
-            required = torch.full_like(alignment, self.margin)
-        if len(alignment) == 1:
-            shortfall = (required - alignment).clamp(min=0)
-            multipliers = torch.where(squared_norms > 0, shortfall / squared_norms, 0)
-        else:
-            multipliers = _nearest_multipliers(gramian[1:, 1:], alignment, required)
-        return _keep_current(multipliers)
+            precision = math.sqrt(torch.finfo(gramian.dtype).eps)
+            added = _reach_or(_nonnegative(unit, -products), unit, lacking, precision)
+        return _keep_current(added * inverse)
+
+    def _in_plain_numbers(self, gramian: list[list[float]]) -> list[float] | None:
+        """The multipliers, ten times as fast as by tensors on a CPU; None where the program is not an easy one."""
+        norms = [math.sqrt(row[i]) for i, row in enumerate(gramian)]
+        inverse = [1 / norm if norm > 0 else 0.0 for norm in norms[1:]]
+        margins = [self.margin * (norms[0] * (x > 0) if self.relative else x) for x in inverse]
+        lacking = [margin - product * x for margin, product, x in zip(margins, gramian[0][1:], inverse, strict=True)]
+        added = [max(0.0, gap) * x for gap, x in zip(lacking, inverse, strict=True)]
+        if len(added) == 1 or not any(added):
+            return added
+        if self.margin > 0:
+            return None
+        for _ in range(100):  # coordinate descent, which ends soon where guides are far from depending on one another
+            moved = 0.0
+            for i, row in enumerate(gramian[1:]):
+                gap = lacking[i] - inverse[i] * sum(x * y for x, y in zip(row[1:], added, strict=True))
+                step = max(-added[i], gap * inverse[i])
+                added[i] += step
+                moved = max(moved, abs(step * norms[i + 1]))
+            if moved <= 1e-15 * max(lacking):
+                return added
+        return None
 
 
 @dataclass(frozen=True)
 class DualFloor:
     """What the authors' released code does: GEM's program with a floor under its dual variable, not under g.p.
 
-    Only where ``g.p < 0``, adds ``max(floor, -g.p / (|p|^2 + ridge)) p``. Several guides act each by itself, against g.
+    Only where ``g.p < 0``, the rule adds ``max(floor, -g.p / (|p|^2 + ridge)) p``. Several guides act each by itself,
+    against g.
 
     Args:
         floor: least multiple of the guide that is added.
-        ridge: added to the squared norm of the guide; it leaves part of the conflict where guides are short.
+        ridge: added to the squared norm of the guide. The ridge leaves part of the conflict where guides are short.
 
     Raises:
         TypeError: floor or ridge is not a number.
         ValueError: floor or ridge is negative or not finite.
+
+    Example:
+        >>> align(torch.tensor([-0.01, 1.0]), [torch.tensor([1.0, 0.0])], DualFloor())
+        tensor([0.7400, 1.0000])
     """
 
     floor: float = 0.75
     ridge: float = 1e-3
-    keeps_current: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name in ("floor", "ridge"):
-            value = getattr(self, name)
-            _check_finite(name, value)
-            if value < 0:
-                raise ValueError(f"{name} must not be negative, not {value}")
+        for name, value in vars(self).items():
+            allowed = "a finite number and must not be negative"
+            check_number(name, value, lambda x: 0 <= x < math.inf, "a number", allowed)
 
     def __call__(self, gramian: Tensor) -> Tensor:
         """Weights ``(n,)`` for a Gramian ``(n, n)``."""
-        alignment = gramian[0, 1:]
-        multipliers = (-alignment / (gramian.diagonal()[1:] + self.ridge)).clamp(min=self.floor)
-        return _keep_current(torch.where(alignment < 0, multipliers, 0))
+        products = gramian[0, 1:]
+        multipliers = (-products / (gramian.diagonal()[1:] + self.ridge)).clamp(min=self.floor)
+        return _keep_current(torch.where(products < 0, multipliers, 0))
 
 
 @dataclass(frozen=True)
 class Orthogonal:
-    """g minus its projection on the span of the guides, whatever the sign of the conflict: MLA's idea on gradients."""
+    """g minus its projection on the span of the guides, whatever the sign of the conflict: MLA's idea on gradients.
 
-    keeps_current: ClassVar[bool] = True
+    Example:
+        >>> align(torch.tensor([1.0, 2.0]), [torch.tensor([0.0, 3.0])], Orthogonal())
+        tensor([1., 0.])
+    """
 
     def __call__(self, gramian: Tensor) -> Tensor:
         """Weights ``(n,)`` for a Gramian ``(n, n)``."""
-        unit, inverse_norms = _normalised(gramian[1:, 1:])
-        everywhere = torch.ones(1, len(unit), dtype=torch.bool, device=gramian.device)
-        coordinates = _solve(unit, (gramian[0, 1:] * inverse_norms)[:, None], everywhere)
-        return _keep_current(-coordinates[0, :, 0] * inverse_norms)
+        unit, products, inverse = _unit_guides(gramian)
+        everything = torch.ones(1, len(unit), dtype=torch.bool, device=gramian.device)
+        return _keep_current(-_solve(unit, products, everything)[0] * inverse)
 
 
-def keeps_current(rule: object) -> bool:
-    """Whether the rule promises 1 for its first weight."""
-    return getattr(rule, "keeps_current", False)
+def weigh(gramian: Tensor, rule: Rule) -> Tensor:
+    """The rule's weights ``(n,)``, kept away from gradients that are not finite: row 0 stays, guides are ignored.
 
-
-def current_only(weights: Tensor) -> Tensor:
-    """The weights ``(n,)`` that keep the current gradient as it is: 1, 0, ..., 0."""
-    return (torch.arange(len(weights), device=weights.device) == 0).to(weights.dtype)
-
-
-def _nearest_multipliers(guides: Tensor, alignment: Tensor, required: Tensor) -> Tensor:
-    """Multipliers ``(m,)`` of the nearest point of ``m`` half-spaces: the dual of Eq. 4, exact and without a branch.
-
-    Args:
-        guides: ``(m, m)``, the Gramian of the guides.
-        alignment: ``(m,)``, their inner products with g.
-        required: ``(m,)``, what those must reach.
+    Raises:
+        TypeError: the rule does not return a tensor.
+        ValueError: the rule does not return one weight for each gradient.
     """
-    count = len(alignment)
-    if count > _MOST_GUIDES:
-        raise ValueError(f"HalfSpace takes at most {_MOST_GUIDES} guides, not {count}: use guides='previous'")
-    unit, inverse_norms = _normalised(guides)
-    # Beside the program itself, the one without margins, for where the margins cannot be met together.
-    shortfall = torch.stack([required - alignment, -alignment], dim=1) * inverse_norms[:, None]
-    bits = torch.arange(count, device=guides.device)
-    active = (torch.arange(2**count, device=guides.device)[:, None] >> bits) % 2 == 1
-    multipliers = _solve(unit, shortfall, active)
-    slack = unit @ multipliers - shortfall
-    violation = torch.minimum(multipliers, slack).clamp(max=0).abs().amax(dim=1).nan_to_num(torch.inf)
-    smallest, best = violation.min(dim=0)
-    chosen = multipliers.take_along_dim(best.view(1, 1, 2), dim=0)[0].clamp(min=0)
-    feasible = smallest[0] <= _FEASIBLE * shortfall[:, 0].abs().amax()
-    return torch.where(feasible, chosen[:, 0], chosen[:, 1]) * inverse_norms
+    finite = gramian.diagonal().isfinite()
+    usable = finite & finite[0]
+    clean = on_host(gramian) and bool(usable.all())
+    weights = rule(gramian if clean else torch.where(usable & usable[:, None], gramian, 0))
+    if not isinstance(weights, Tensor):
+        raise TypeError(f"rule must return a tensor of weights, not {type(weights).__name__}")
+    if weights.shape != gramian.shape[:1]:
+        raise ValueError(f"rule must return ({len(gramian)},) weights, one a gradient, not {tuple(weights.shape)}")
+    # Without a usable current gradient every weight is refused, so that the gradient passes as it is.
+    return weights.to(gramian) if clean else torch.where(usable, weights.to(gramian), current_only(gramian))
 
 
-def _normalised(gramian: Tensor) -> tuple[Tensor, Tensor]:
-    """The Gramian of the unit vectors and the inverse norms; a vector of norm 0 keeps 0 in both."""
-    norms = gramian.diagonal().sqrt()
-    inverse = torch.where(norms > 0, 1 / norms, 0)
-    return gramian * inverse * inverse[:, None], inverse
+def current_only(gramian: Tensor) -> Tensor:
+    """The weights ``(n,)`` that keep the current gradient as it is: 1, 0, ..., 0."""
+    return torch.eye(1, len(gramian), dtype=gramian.dtype, device=gramian.device)[0]
+
+
+def check_function(name: str, function: object) -> None:
+    """Raise unless the argument of that name can be called; a class is one whose instance was meant."""
+    if isinstance(function, type):
+        raise TypeError(f"{name} must be an instance, not the class {function.__name__}: pass {function.__name__}()")
+    if not callable(function):
+        raise TypeError(f"{name} must be callable, not {type(function).__name__}")
+
+
+def check_number(name: str, value: object, allowed: Callable[[float], bool], kind: str, range_: str) -> None:
+    """Raise unless the argument of that name is a number of its range."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be {kind}, not {type(value).__name__}")
+    if not allowed(value):
+        raise ValueError(f"{name} must be {range_}, not {value}")
+
+
+def _unit_guides(gramian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The guides at length 1: their Gramian ``(m, m)``, their products with g ``(m,)``, their inverse lengths ``(m,)``.
+
+    A guide of length 0 has 0 in all three. What rounding leaves of guides that depend on other guides is taken out, as
+    the smallest such rest would decide everything: the guides are built up from the most independent ones (Cholesky's
+    decomposition with pivots), and what remains where rounding alone explains the pivot is dropped.
+    """
+    rounding = torch.finfo(gramian.dtype).eps ** 0.7  # 1e-11 in float64: float32 guides leave about 1e-14
+    gramian = gramian.to(widest(gramian.device))
+    lengths = gramian.diagonal()[1:].sqrt()
+    inverse = torch.where(lengths > 0, 1 / lengths, 0)
+    unit, products = gramian[1:, 1:] * inverse * inverse[:, None], gramian[0, 1:] * inverse
+    if len(unit) == 1:
+        return unit, products, inverse
+    rest = torch.cat([unit, products[None]])
+    for _ in range(len(unit)):
+        pivot, guide = rest.diagonal().max(dim=0)
+        column = rest.index_select(1, guide[None]) * torch.where(pivot > rounding, pivot.rsqrt(), 0)
+        rest = rest - column * column[: len(unit), 0]
+    return unit - rest[:-1], products - rest[-1], inverse
+
+
+def _reach_or(without_margin: Tensor, unit: Tensor, lacking: Tensor, precision: float) -> Tensor:
+    """Multipliers of the nearest point that reaches every margin, or those without margins where none does.
+
+    Least distance programming as a non-negative least squares problem that always has a solution (Lawson and Hanson,
+    1974, chapter 23): its residual is 0 where no point reaches every margin, and 1 / (1 + d^2) for a point at distance
+    d, in units of what is lacking most.
+    """
+    most = lacking.amax()
+    goal = torch.where(most > 0, lacking / most, -1)
+    solution = _nonnegative(unit + goal * goal[:, None], goal)
+    residual = 1 - goal @ solution
+    return torch.where(residual > precision, most * solution / residual, without_margin)
+
+
+def _nonnegative(matrix: Tensor, rhs: Tensor) -> Tensor:
+    """The ``x >= 0`` that minimises ``x.Ax / 2 - b.x``, for A ``(m, m)`` positive semi-definite and b ``(m,)``.
+
+    Of the solutions of all ``2^m`` active sets that is the one that violates its conditions least: no branch is needed.
+    """
+    count = len(rhs)
+    numbers = torch.arange(2**count, device=rhs.device)
+    active = (numbers[:, None] >> numbers[:count]) % 2 == 1
+    candidates = _solve(matrix, rhs, active)
+    violation = torch.minimum(candidates, candidates @ matrix - rhs).clamp(max=0).abs().amax(dim=1)
+    best = violation.nan_to_num(torch.inf).argmin()
+    return candidates.index_select(0, best[None])[0].clamp(min=0)
 
 
 def _solve(matrix: Tensor, rhs: Tensor, active: Tensor) -> Tensor:
-    """Solve ``(m, m)`` positive semi-definite systems restricted to each set of unknowns; the others are 0.
+    """Solve positive semi-definite systems restricted to each set of unknowns; the other unknowns are 0.
 
-    Gauss-Jordan elimination over all sets at once, without a branch or a synchronisation (LAPACK's drivers check for
-    errors on the host). An unknown whose pivot vanishes depends on earlier ones and stays 0.
+    Gauss-Jordan elimination over all sets at once, without a branch: LAPACK's drivers would report errors to the host.
+    An unknown whose pivot vanishes depends on earlier unknowns and stays 0.
 
     Args:
         matrix: ``(m, m)`` with unit (or zero) diagonal.
-        rhs: ``(m, r)``.
+        rhs: ``(m,)``.
         active: ``(s, m)`` booleans.
 
     Returns:
-        ``(s, m, r)``.
+        ``(s, m)``.
     """
-    tableau = torch.cat([matrix, rhs], dim=1).expand(len(active), -1, -1)
+    tableau = torch.cat([matrix, rhs[:, None]], dim=1).expand(len(active), -1, -1)
     rows = torch.arange(len(matrix), device=matrix.device)
     for j in range(len(matrix)):
         pivot = tableau[:, j, j]
@@ -174,15 +254,18 @@ def _solve(matrix: Tensor, rhs: Tensor, active: Tensor) -> Tensor:
         pivot_row = torch.where(usable[:, None], tableau[:, j] * scale[:, None], 0)
         eliminated = tableau - tableau[:, :, j, None] * pivot_row[:, None]
         tableau = torch.where((rows == j)[:, None], pivot_row[:, None], eliminated)
-    return tableau[:, :, len(matrix) :]
+    return tableau[:, :, -1]
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """float64, or float32 on devices without it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def on_host(tensor: Tensor) -> bool:
+    """Whether reading the tensor costs nothing: a CPU tensor outside compiled code."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _keep_current(multipliers: Tensor) -> Tensor:
     return torch.cat([torch.ones_like(multipliers[:1]), multipliers])
-
-
-def _check_finite(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, not {type(value).__name__}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, not {value}")

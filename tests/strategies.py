@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import strategies as st
 from scipy.optimize import nnls
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gaal_surgery import HalfSpace, align
 
@@ -112,40 +108,3 @@ def assert_near(actual: Any, expected: Any, tolerance: float, *scales: Any) -> N
 def bits(tensor: Tensor) -> list[int]:
     """The bytes of a tensor: -0.0 differs from 0.0, NaN equals itself."""
     return tensor.detach().contiguous().flatten().view(torch.uint8).tolist()
-
-
-_SYNCHRONISING_METHODS = (
-    *("item", "tolist", "cpu", "numpy", "nonzero"),
-    *("__bool__", "__float__", "__int__", "__index__", "__contains__"),
-)
-_SYNCHRONISING_OPERATORS = {
-    *("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_linalg_check_errors"),
-    *("_unique2", "unique_dim", "unique_consecutive", "repeat_interleave", "bincount"),
-}
-
-
-class _RefuseSynchronisation(TorchDispatchMode):
-    """On a GPU these operators wait for the device; on a CPU nothing else would tell."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        masked = name == "index" and any(index is not None and index.dtype is torch.bool for index in args[1])
-        assert not masked, "indexing by a mask synchronises"
-        assert name not in _SYNCHRONISING_OPERATORS, f"{name} synchronises"
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def no_synchronisation() -> Iterator[None]:
-    """Fail where a tensor's values would be read by the host."""
-
-    def refuse(name: str) -> Any:
-        def method(*args: Any, **kwargs: Any) -> None:
-            raise AssertionError(f"Tensor.{name} synchronises")
-
-        return method
-
-    with pytest.MonkeyPatch.context() as patch, _RefuseSynchronisation():
-        for name in _SYNCHRONISING_METHODS:
-            patch.setattr(torch.Tensor, name, refuse(name))
-        yield

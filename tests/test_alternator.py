@@ -498,49 +498,6 @@ def test_an_empty_batch_is_no_guide_and_takes_the_place_of_an_older_one(batch):
     assert optimizer.stats.guides == ()
 
 
-def break_off(optimizer, batch, model):
-    for turn in optimizer.turns("image", "table"):
-        optimizer.guide(turn.guides[0], *backward(model, batch))
-        break
-
-
-def fail(optimizer, batch, model):
-    def failing_round():
-        for turn in optimizer.turns("image", "table"):
-            optimizer.guide(turn.guides[0], *backward(model, batch))
-            raise KeyError("missing")
-
-    with pytest.raises(KeyError, match="missing"):
-        failing_round()
-
-
-@pytest.mark.parametrize("end", [break_off, fail])
-def test_a_broken_off_round_ends(end, batch):
-    model, optimizer = build()
-    end(optimizer, batch, model)
-    optimizer.step()
-    assert optimizer.stats.modality is None
-    optimizer.zero_grad()
-    assert guides_used(optimizer, model, 1, ("image", "table"), "cached") == [("image", ()), ("table", ("image",))]
-
-
-def test_an_abandoned_round_closed_late_does_not_end_the_next(batch):
-    model, optimizer = build()
-    abandoned = optimizer.turns("image", "table")
-    next(abandoned)
-    current = optimizer.turns("image", "table")
-    next(current)
-    abandoned.close()
-    for modality in ("image", "table"):
-        optimizer.guide(modality, *backward(model, batch))
-    optimizer.step()
-    assert optimizer.stats.modality == "image"
-    assert optimizer.stats.guides == ("table",)
-    current.close()
-    optimizer.step()
-    assert optimizer.stats.modality is None
-
-
 def test_a_turn_names_the_modality_and_its_guides():
     _, optimizer = build(guides="others")
     turns = list(optimizer.turns("image", "table", "audio"))
@@ -643,56 +600,7 @@ def test_statistics_describe_the_step(batch):
     assert all(isinstance(value, torch.Tensor) and value.ndim == 0 for value in stats.coefficient.values())
 
 
-# Host synchronisation and compilation.
-
-
-class NoHostSynchronisation(TorchDispatchMode):
-    """Refuses the operations whose result a GPU would have to send to the host."""
-
-    SYNCHRONISING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket.__name__
-        assert not name.startswith(self.SYNCHRONISING), f"{name} synchronises"
-        return function(*args, **kwargs or {})
-
-
-@pytest.fixture
-def no_host_synchronisation(monkeypatch):
-    """Traps what reads a tensor's value on the host, where the nearest caller outside torch is the library."""
-    package = str(Path(gaal_surgery.__file__).parent)
-
-    def trap(name):
-        original = getattr(torch.Tensor, name)
-
-        def trapped(self, *args, **kwargs):
-            frame = sys._getframe(1)
-            while frame is not None and f"{Path('torch')}/" in frame.f_code.co_filename:
-                frame = frame.f_back
-            assert frame is None or not frame.f_code.co_filename.startswith(package), f"Tensor.{name} synchronises"
-            return original(self, *args, **kwargs)
-
-        monkeypatch.setattr(torch.Tensor, name, trapped)
-
-    for name in ("item", "__bool__", "tolist", "cpu", "numpy", "__float__", "__int__", "__index__", "nonzero"):
-        trap(name)
-    return NoHostSynchronisation()
-
-
-@ALIGN
-@pytest.mark.parametrize("max_norm", [None, 1.0])
-@pytest.mark.parametrize("modalities", [("image", "table"), ("image", "table", "audio")], ids=len)
-def test_guide_and_step_do_not_synchronise_with_the_host(modalities, max_norm, align, no_host_synchronisation):
-    model, optimizer = build(*modalities, align=align, guides="others", max_norm=max_norm)
-    for batch in reference.make_batches(2, *modalities):
-        for turn in optimizer.turns(*modalities):
-            evidence = backward(model, batch, turn.modality)
-            with no_host_synchronisation:
-                for guide in turn.guides:
-                    optimizer.guide(guide, *evidence)
-                optimizer.step()
-            optimizer.zero_grad()
-            assert len(optimizer.stats.guides) == len(modalities) - 1
+# Compilation.
 
 
 class PlainSGD(torch.optim.Optimizer):

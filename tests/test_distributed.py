@@ -19,7 +19,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from gaal_surgery import GradientAlignedAlternator, HalfSpace
-from gaal_surgery import distributed as library
+from gaal_surgery import rows as library
 
 SGD = partial(torch.optim.SGD, lr=0.3, momentum=0.9, weight_decay=1e-2)
 ADAMW = partial(torch.optim.AdamW, lr=0.02)

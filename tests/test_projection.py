@@ -1,3 +1,4 @@
+import re
 from functools import partial
 
 import numpy as np
@@ -11,7 +12,6 @@ from strategies import (
     bits,
     generic_problems,
     half_spaces,
-    no_synchronisation,
     problems,
 )
 
@@ -105,14 +105,6 @@ class TestAlign:
         with pytest.raises(ValueError, match=r"rule must return \(2,\) weights, one a gradient, not \(2, 2\)"):
             align(torch.ones(3), [torch.ones(3)], lambda gramian: gramian)
 
-    @pytest.mark.parametrize("rule", RULES)
-    @pytest.mark.parametrize("count", [1, 3])
-    def test_never_waits_for_the_device(self, rule, count):
-        gradient, *guides = ({"a": torch.randn(3, 4), "b": torch.randn(3)} for _ in range(1 + count))
-        with no_synchronisation():
-            aligned = align(gradient, guides, rule)
-        torch.testing.assert_close(aligned, align(gradient, guides, rule), rtol=0, atol=0)
-
     @pytest.mark.parametrize(
         ("rule", "count"), [(HalfSpace(), 1), (HalfSpace(0.3, relative=True), 3), (DualFloor(), 3), (Orthogonal(), 3)]
     )
@@ -201,16 +193,15 @@ class TestWritingInPlace:
         gradient, guide = ([torch.randn(size, 2).T, torch.randn(size)] for _ in range(2))
         expected = combine([gradient, guide], torch.tensor([2.0, -0.5]))
         storages = [tensor.data_ptr() for tensor in gradient]
-        combine_into(gradient, [gradient, guide], torch.tensor([2.0, -0.5]))
+        combine_into(gradient, [gradient, guide], torch.tensor([2.0, -0.5]), exact=False)
         assert [tensor.data_ptr() for tensor in gradient] == storages
         torch.testing.assert_close(gradient, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("rule", RULES)
 @given(problem=problems())
-def test_rules_that_say_so_keep_the_current_gradient(rule, problem):
+def test_the_rules_keep_the_current_gradient(rule, problem):
     vectors = torch.tensor(np.vstack([problem.gradient, problem.guides]))
-    assert rule.keeps_current
     assert rule(vectors @ vectors.T)[0] == 1
 
 
@@ -260,42 +251,61 @@ class TestCombine:
             combine([torch.ones(3), torch.ones(3)], torch.ones(shape))
 
 
-@pytest.mark.parametrize("function", [gramian, lambda gradients: align(gradients[0], gradients[1:])])
+# What a function calls the gradients of a list that it is given as arguments.
+NAMES = {
+    gramian: ["gradient 0", "gradient 1", "gradient 2"],
+    align: ["gradient", "guides[0]", "guides[1]"],
+}
+
+
+@pytest.mark.parametrize("function", NAMES)
 class TestStructureIsChecked:
     VECTOR = torch.ones(3)
+
+    @staticmethod
+    def call(function, gradients):
+        return align(gradients[0], gradients[1:]) if function is align else function(gradients)
 
     @pytest.mark.parametrize(
         ("last", "message"),
         [
-            ({"a": VECTOR}, "gradient 2 has other keys than gradient 0"),
-            ({"a": VECTOR, "c": VECTOR}, "gradient 2 has other keys than gradient 0"),
-            ({"a": VECTOR, "b": VECTOR, "c": VECTOR}, "gradient 2 has other keys than gradient 0"),
-            ([VECTOR, VECTOR], "gradient 2 is no mapping, gradient 0 is"),
-            ({"a": VECTOR, "b": torch.ones(3, 1)}, "gradient 2 has other shapes than gradient 0"),
+            ({"a": VECTOR}, "has other keys than"),
+            ({"a": VECTOR, "c": VECTOR}, "has other keys than"),
+            ({"a": VECTOR, "b": VECTOR, "c": VECTOR}, "has other keys than"),
+            ([VECTOR, VECTOR], "is no mapping,"),
+            ({"a": VECTOR, "b": torch.ones(3, 1)}, "has other shapes than"),
         ],
     )
     def test_against_a_mapping(self, function, last, message):
         gradient = {"a": self.VECTOR, "b": self.VECTOR}
-        with pytest.raises(ValueError, match=message):
-            function([gradient, gradient, last])
+        first, _, name = NAMES[function]
+        with pytest.raises(ValueError, match=re.escape(f"{name} {message} {first}")):
+            self.call(function, [gradient, gradient, last])
 
     @pytest.mark.parametrize(
         ("last", "message"),
         [
-            ([VECTOR], "gradient 1 has other shapes than gradient 0"),
-            ([VECTOR, VECTOR, VECTOR], "gradient 1 has other shapes than gradient 0"),
-            ([VECTOR, torch.ones(4)], "gradient 1 has other shapes than gradient 0"),
-            ({"a": VECTOR, "b": VECTOR}, "gradient 1 has other keys than gradient 0"),
+            ([VECTOR], "has other shapes than"),
+            ([VECTOR, VECTOR, VECTOR], "has other shapes than"),
+            ([VECTOR, torch.ones(4)], "has other shapes than"),
+            ({"a": VECTOR, "b": VECTOR}, "has other keys than"),
         ],
     )
     def test_against_a_sequence(self, function, last, message):
-        with pytest.raises(ValueError, match=message):
-            function([[self.VECTOR, self.VECTOR], last])
+        first, name, _ = NAMES[function]
+        with pytest.raises(ValueError, match=re.escape(f"{name} {message} {first}")):
+            self.call(function, [[self.VECTOR, self.VECTOR], last])
 
-    @pytest.mark.parametrize("gradient", [[], {}, [1.0, 2.0], [None], torch.arange(3)])
+    @pytest.mark.parametrize("gradient", [[], {}, [1.0, 2.0], [None], None, torch.arange(3), torch.ones(2).cfloat()])
     def test_a_gradient_is_made_of_float_tensors(self, function, gradient):
-        with pytest.raises(TypeError, match="a gradient must be a float tensor"):
-            function([gradient, gradient])
+        with pytest.raises(TypeError, match=f"a gradient must be a float tensor.*; {NAMES[function][0]} is not"):
+            self.call(function, [gradient, gradient])
+
+
+@pytest.mark.parametrize("rule", [HalfSpace, Orthogonal, "half space", None])
+def test_a_rule_is_an_instance(rule):
+    with pytest.raises(TypeError, match="rule must be"):
+        align(torch.ones(3), [torch.ones(3)], rule)
 
 
 def test_gramian_refuses_no_gradients():

@@ -1,0 +1,353 @@
+"""The shared module as a function of its features, prepared once a step: logits, pull-back, norms."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
+from torch.func import functional_call, vjp
+
+from gaal_surgery.shards import put_together
+
+LossFn = Callable[[Tensor, Tensor], Tensor]
+# A Linear layer in a backward pass: what it was called on ``(k, D)`` where its weight trains, the gradient with respect
+# to what it returned ``(k, C)``, and whether its bias trains.
+Layer = tuple[Tensor | None, Tensor, bool]
+
+# Nodes of autograd's graph that keep samples apart, beside the products of Linear layers.
+_ACTIVATIONS = (
+    *("Elu", "Gelu", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyRelu", "LogSigmoid"),
+    *("Mish", "Relu", "Sigmoid", "Silu", "Softplus", "Tanh"),
+)
+_KEEP_APART = {f"{name}Backward0" for name in ("Add", "Sub", "Mul", "Clone", *_ACTIVATIONS)}
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One run of the shared module, from which gradients can be pulled back.
+
+    Attributes:
+        features: ``(k, ...)``.
+        logits: ``(k, ...)``, without a graph.
+        pull: from ``(k, ...)`` cotangents to the gradient of ``sum(logits * cotangents)``, a tensor a parameter.
+        layers: from cotangents to the module's Linear layers; None for a module that does anything else.
+    """
+
+    features: Tensor
+    logits: Tensor
+    pull: Callable[[Tensor], list[Tensor]]
+    layers: Callable[[Tensor], list[Layer] | None]
+
+
+class SharedFunction:
+    """The shared module while :func:`as_function` lasts.
+
+    Attributes:
+        names: of the trainable parameters; a tied parameter has one name.
+        parameters: the trainable parameters, in the order of their names.
+    """
+
+    def __init__(self, shared: nn.Module, device: torch.device) -> None:
+        self.names, self.parameters = list(trainable(shared)), list(trainable(shared).values())
+        self._shared, self._device, self._is_linear = shared, device, _is_linear(shared)
+        self._autocast: torch.dtype | None = None
+
+    def as_input(self, features: Tensor) -> Tensor:
+        """The features as constants, in the precision in which the module computes when it trains.
+
+        Encoders under autocast hand over half precision. Features in a dtype that no parameter has go to the dtype of
+        the first trainable parameter. Integers stay integers.
+        """
+        features = as_constant(features)
+        dtypes = [parameter.dtype for parameter in (*self.parameters, *self._shared.parameters())]
+        return features.to(dtypes[0]) if features.is_floating_point() and features.dtype not in dtypes else features
+
+    def logits(self, features: Tensor) -> Tensor:
+        """The logits, one row for every sample; no graph is kept.
+
+        Raises:
+            ValueError: the module cannot take the features, or does not return one row for each.
+        """
+        with torch.no_grad():
+            return self._run(features)
+
+    def trace(self, features: Tensor) -> Trace:
+        """Run the module so that gradients can be pulled back; raises as :meth:`logits`."""
+        if self._is_linear and features.ndim == 2:
+            return Trace(
+                features,
+                self.logits(features),
+                lambda d: [d.T @ features if name == "weight" else d.sum(dim=0) for name in self.names],
+                lambda d: [(features if "weight" in self.names else None, d, "bias" in self.names)],
+            )
+        if torch.compiler.is_compiling():
+            logits, pull, *_ = vjp(lambda parameters: self.call(parameters, features), self.detached())
+            return Trace(features, logits, lambda d: pull(d)[0], lambda d: None)
+        with torch.enable_grad():
+            # As in training, where features come from an encoder; reentrant checkpoints need it.
+            logits = self._run(features.detach().requires_grad_(features.is_floating_point()))
+
+        def pull_back(cotangents: Tensor) -> list[Tensor]:
+            if not logits.requires_grad:
+                return [torch.zeros_like(parameter) for parameter in self.parameters]
+            gradients = _pulled_back(logits, self.parameters, cotangents)
+            return self._by_backward(features, cotangents) if None in gradients else gradients
+
+        return Trace(features, logits.detach(), pull_back, lambda d: _linear_layers(logits, self.parameters, d))
+
+    def detached(self) -> list[Tensor]:
+        """The trainable parameters as constants, for :meth:`call`."""
+        return [parameter.detach() for parameter in self.parameters]
+
+    def call(self, parameters: Sequence[Tensor], features: Tensor) -> Tensor:
+        """The logits of the module with other tensors in the place of its trainable parameters, for ``torch.func``."""
+        place = {id(parameter): tensor for parameter, tensor in zip(self.parameters, parameters, strict=True)}
+        slots = {
+            f"{prefix}.{name}".lstrip("."): place[id(parameter)]
+            for prefix, module in self._shared.named_modules()
+            for name, parameter in module._parameters.items()
+            if id(parameter) in place
+        }
+        # Copies, so that a module that counts in eval mode leaves no trace; torch.func wants them made in here.
+        slots |= {name: buffer.clone() for name, buffer in self._shared.named_buffers()}
+        with autocast(self._device, self._autocast):
+            # With tie_weights=True torch destroys a module that is used twice.
+            logits: Tensor = functional_call(self._shared, slots, (features,), tie_weights=False)
+        return logits
+
+    def _run(self, features: Tensor) -> Tensor:
+        called = f"features of shape {tuple(features.shape)} cannot be taken by shared ({type(self._shared).__name__})"
+        with explaining(f"{called}; pass what the module is called on in training"):
+            logits = self._call_module(features)
+        if not isinstance(logits, Tensor) or logits.ndim == 0 or len(logits) != len(features):
+            raise ValueError(f"shared must return one row of logits for each of the {len(features)} samples")
+        return logits
+
+    def _call_module(self, features: Tensor) -> Any:
+        if torch.compiler.is_compiling():
+            return self.call(self.detached(), features)
+        try:
+            with autocast(self._device, self._autocast):
+                # A copy, as the module's first operation may work in place.
+                return self._shared(features if self._is_linear else features.clone())
+        except RuntimeError:
+            if self._autocast is not None or not _has_autocast(self._device):
+                raise
+            # Some modules run under autocast alone, such as one of a frozen bfloat16 and a float32 layer.
+            low = features.dtype in (torch.bfloat16, torch.float16)
+            self._autocast = features.dtype if low else torch.get_autocast_dtype(self._device.type)
+            with suppress(Exception):
+                return self._call_module(features)
+            raise
+
+    def _by_backward(self, features: Tensor, cotangents: Tensor) -> list[Tensor]:
+        """The gradients as training gets them: reentrant checkpoints and their like know no other way.
+
+        Leaves that stand in for the parameters take the gradients: the parameters' own ``.grad`` and hooks stay out.
+        """
+        leaves = {parameter: nn.Parameter(parameter.detach()) for parameter in self.parameters}
+        tables = [module._parameters for module in self._shared.modules()]
+        slots = [(table, name, x) for table in tables for name, x in table.items() if x in leaves]
+        for table, name, parameter in slots:
+            table[name] = leaves[parameter]
+        try:
+            with torch.enable_grad():
+                torch.autograd.backward(self._run(features.detach().requires_grad_()), cotangents)
+        finally:
+            for table, name, parameter in slots:
+                table[name] = parameter
+        return [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves.values()]
+
+
+@contextmanager
+def as_function(shared: nn.Module, device: torch.device) -> Iterator[SharedFunction]:
+    """The module in eval mode and in its own precision, autocast or not; afterwards everything is as it was.
+
+    That is, every parameter, buffer, flag, attribute and hook of the module and of its submodules, and the random
+    generators, also after an error. Parameters that FSDP2 has sharded are put together meanwhile.
+    """
+    modes = [(module, module.training) for module in shared.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        if torch.compiler.is_compiling():
+            with autocast(device, None):
+                yield SharedFunction(shared, device)
+        else:
+            with torch.inference_mode(False), same_random_numbers(device), _as_it_was(shared), autocast(device, None):
+                put_together(shared)
+                yield SharedFunction(shared, device)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def same_random_numbers(device: torch.device) -> Iterator[None]:
+    """The random generators go on as if nothing had been drawn. A CUDA graph's generator cannot be set."""
+    on_cuda = device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
+    with torch.random.fork_rng([device] if on_cuda else []):
+        yield
+
+
+@contextmanager
+def _as_it_was(shared: nn.Module) -> Iterator[None]:
+    """Whatever the modules change in themselves is put back: attributes, lists and tables of theirs, buffers."""
+    tables = [table for module in shared.modules() for table in (vars(module), *vars(module).values())]
+    memory = [(table, copy.copy(table)) for table in tables if isinstance(table, (dict, list, set))]
+    try:
+        copies: dict[Tensor, Tensor] = {}  # in place of buffers, which a user's graph may have saved
+        for module in shared.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = copies.setdefault(buffer, buffer.clone())
+            if isinstance(module, nn.RNNBase) and type(module).forward in (
+                nn.RNN.forward,
+                nn.LSTM.forward,
+                nn.GRU.forward,
+            ):
+                # cuDNN refuses a backward pass in eval mode.
+                module.training = True
+                vars(module)["dropout"] = 0.0
+            if isinstance(module, nn.parallel.DistributedDataParallel):
+                module.require_backward_grad_sync = False  # its reducer would wait for a backward pass
+        yield
+    finally:
+        for table, content in memory:
+            table.clear()
+            table.extend(content) if isinstance(table, list) else table.update(content)
+
+
+def logit_gradient(logits: Tensor, target: Tensor, loss_fn: LossFn) -> Tensor:
+    """Gradient of the batch's loss with respect to the logits; row ``i`` is sample ``i``'s share of it.
+
+    Raises:
+        ValueError: the loss cannot take the target, or is not a scalar.
+    """
+
+    def loss(logits: Tensor) -> Tensor:
+        called = f"target of shape {tuple(target.shape)}, {target.dtype}, cannot be taken by loss_fn with logits "
+        with explaining(f"{called}{tuple(logits.shape)}; pass what the loss is called on in training"):
+            value = loss_fn(logits, target)
+        if value.ndim != 0:
+            raise ValueError(f"loss_fn must return a scalar, not {tuple(value.shape)}: use its mean reduction")
+        return value
+
+    if torch.compiler.is_compiling():
+        gradient: Tensor = torch.func.grad(loss)(logits)
+        return gradient
+    with torch.enable_grad():
+        leaf = logits.detach().requires_grad_()
+        return torch.autograd.grad(loss(leaf), leaf)[0]
+
+
+@contextmanager
+def explaining(where: str) -> Iterator[None]:
+    """Say where an error comes from."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def closed_form_norms(layers: list[Layer]) -> Tensor:
+    """Norm of every sample's gradient, ``(k,)``, for a module of Linear layers.
+
+    The gradient of sample ``i`` on a layer is the outer product of a row of errors with a row of inputs, and of the
+    errors with 1 for the bias, whence ``|d_i| * sqrt(|u_i|^2 + 1)`` without forming it (Goodfellow, 2015, "Efficient
+    per-example gradient computations").
+    """
+    norms = []
+    for inputs, errors, bias in layers:
+        factors = [row_norms(errors.new_ones(len(errors), 1))] * bias + ([] if inputs is None else [row_norms(inputs)])
+        norms.append(row_norms(errors) * row_norms(torch.stack(factors, dim=1)))
+    return row_norms(torch.stack(norms, dim=1))
+
+
+def row_norms(rows: Tensor) -> Tensor:
+    """``(k,)`` norms of ``(k, ...)``, float32 or wider."""
+    dtype = torch.promote_types(rows.dtype, torch.float32)
+    norms: Tensor = torch.linalg.vector_norm(rows.reshape(len(rows), -1), dim=1, dtype=dtype)
+    return norms
+
+
+def trainable(shared: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that take a gradient, by name; a tied parameter appears once."""
+    return {name: parameter for name, parameter in shared.named_parameters() if parameter.requires_grad}
+
+
+def check_lengths(features: Tensor, target: Tensor) -> None:
+    """Raise unless there is one target for every row of features."""
+    if features.ndim == 0 or target.ndim == 0 or len(features) != len(target):
+        shapes = f"features {tuple(features.shape)} and target {tuple(target.shape)}"
+        raise ValueError(f"{shapes} must have the same length: pass one target for every row of features")
+
+
+def as_constant(tensor: Tensor) -> Tensor:
+    """The tensor without a graph; a tensor made under ``inference_mode`` is copied, as autograd cannot save it."""
+    return tensor.clone() if not torch.compiler.is_compiling() and tensor.is_inference() else tensor.detach()
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """Autocast to the dtype, or none for None; nothing where the device has no autocast."""
+    if not _has_autocast(device):
+        return nullcontext()
+    # A cached cast made without a graph would be used again where a graph is wanted.
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=False)
+
+
+def _has_autocast(device: torch.device) -> bool:
+    return torch.amp.is_autocast_available(device.type)
+
+
+def _is_linear(shared: nn.Module) -> bool:
+    """Whether the module is one product of matrices; a subclass, parametrization, hook or DTensor may be another."""
+    hooks = (shared._forward_hooks, shared._forward_pre_hooks, shared._backward_hooks, shared._backward_pre_hooks)
+    plain = all(type(x) is nn.Parameter and not x._backward_hooks for x in shared.parameters())
+    return type(shared) is nn.Linear and plain and not any(hooks)
+
+
+def _pulled_back(logits: Tensor, inputs: Any, cotangents: Tensor) -> list[Any]:
+    return list(torch.autograd.grad(logits, inputs, cotangents, retain_graph=True, allow_unused=True))
+
+
+def _linear_layers(logits: Tensor, parameters: list[nn.Parameter], cotangents: Tensor) -> list[Layer] | None:
+    """The module's Linear layers, read off autograd's graph; None where the module does anything else.
+
+    Anything else but element-wise functions between the layers: these keep samples apart.
+    """
+    trained = {id(parameter) for parameter in parameters}
+    layers: list[tuple[Any, Tensor | None, bool]] = []
+    waiting, seen = [logits.grad_fn], {None}
+    while waiting:
+        node: Any = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        inputs = [edge[0] for edge in node.next_functions]
+        if node.name() in ("AddmmBackward0", "MmBackward0"):
+            *bias, features, transposed = inputs
+            weight = transposed.next_functions[0][0] if transposed and transposed.name() == "TBackward0" else transposed
+            leaves = [leaf for leaf in (weight, *bias) if leaf]
+            # A parameter that is used twice has a sum of products for its gradient.
+            if not {id(getattr(leaf, "variable", None)) for leaf in leaves} <= trained or not seen.isdisjoint(leaves):
+                return None
+            if bias and not node._saved_alpha == node._saved_beta == 1:
+                return None
+            seen.update(leaves)
+            if leaves:
+                rows = (node._saved_mat1 if bias else node._saved_self).detach() if weight else None
+                layers.append((node, rows, any(bias)))
+            waiting.append(features)
+        elif node.name() in _KEEP_APART:
+            waiting += inputs
+        elif id(getattr(node, "variable", logits)) in trained | {id(logits)}:  # anything but the features' own leaf
+            return None
+    errors = _pulled_back(logits, [GradientEdge(node, 0) for node, *_ in layers], cotangents)
+    return [(rows, error, bias) for (_, rows, bias), error in zip(layers, errors, strict=True)] or None

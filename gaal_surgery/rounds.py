@@ -1,0 +1,142 @@
+"""Turn and the round: whose turn it is, the evidence of each modality, and how long the evidence lives."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gaal_surgery.stats import AlignmentStats
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One modality's turn: ``modality`` trains, ``guides`` are the modalities whose guides its step respects.
+
+    Example:
+        >>> turn = next(optimizer.turns("image", "table"))
+        >>> turn.modality, turn.guides
+        ('image', ('table',))
+    """
+
+    modality: str
+    guides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A modality's latest batch, as a guide.
+
+    Attributes:
+        features: ``(B, ...)``, what the shared module is called on.
+        target: ``(B, ...)``, what the loss is called on.
+        recorded: the number of the turn in which it was recorded.
+    """
+
+    features: Tensor
+    target: Tensor
+    recorded: int
+
+
+@dataclass
+class Round:
+    """All that changes from turn to turn, in one object: trainers wrap the optimizer in shells that share it.
+
+    Attributes:
+        turn: whose turn it is; None outside a round.
+        modalities: of the open round; empty outside.
+        turns_begun: how many turns have begun, over all rounds.
+        evidence: by modality.
+        stats: of the last step.
+    """
+
+    turn: Turn | None = None
+    modalities: tuple[str, ...] = ()
+    turns_begun: int = 0
+    evidence: dict[str, Evidence] = field(default_factory=dict)
+    stats: AlignmentStats = field(default_factory=AlignmentStats)
+
+    def begin(self, turn: Turn | None, modalities: tuple[str, ...]) -> None:
+        """Begin a turn of a round of ``n`` modalities, and forget evidence from before the last ``n - 1`` turns.
+
+        None ends the round.
+        """
+        self.turn, self.modalities = turn, modalities
+        if turn is not None:
+            self.turns_begun += 1
+            oldest = self.turns_begun - len(modalities) + 1
+            self.evidence = {name: its for name, its in self.evidence.items() if its.recorded >= oldest}
+
+    def record(self, modality: str, features: Tensor, target: Tensor, keep: bool) -> None:
+        """Take a batch for a modality's evidence in place of an earlier one, or only forget that one."""
+        if self.turn is not None and modality not in self.modalities:
+            raise ValueError(f"modality must be one of the open round, {self.modalities}, not {modality!r}")
+        self.evidence.pop(modality, None)
+        if keep:
+            self.evidence[modality] = Evidence(features.detach(), target.detach(), self.turns_begun)
+
+    def guides(self) -> tuple[str, ...]:
+        """The modalities that guide the next step: those of the turn, or outside a round all that have evidence."""
+        return tuple(self.evidence) if self.turn is None else self.turn.guides
+
+    def finish(self, guides: Iterable[str], products: Tensor, weights: Tensor) -> None:
+        """Leave the statistics of a guided step. Outside a round, evidence serves one step."""
+        self.stats = AlignmentStats(self.turn.modality if self.turn else None, tuple(guides), products, weights)
+        if self.turn is None:
+            self.evidence.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The evidence and its age, in builtin types and tensors."""
+        return {
+            "turns_begun": self.turns_begun,
+            "guides": {name: dict(vars(its)) for name, its in self.evidence.items()},
+        }
+
+    @classmethod
+    def from_state_dict(cls, state_dict: Any, device: torch.device) -> "Round":
+        """What :meth:`state_dict` described, between two rounds; for None a first round.
+
+        Raises:
+            ValueError: the state is not what :meth:`state_dict` gives.
+        """
+        if state_dict is None:
+            return cls()
+        try:
+            evidence = {
+                name: Evidence(its["features"].to(device), its["target"].to(device), int(its["recorded"]))
+                for name, its in state_dict["guides"].items()
+            }
+            return cls(turns_begun=int(state_dict["turns_begun"]), evidence=evidence)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"state_dict['gaal_surgery'] is not what state_dict() gives: {error!r}") from error
+
+
+class Turns(Iterator[Turn]):
+    """The turns of one round.
+
+    A turn lasts until the next one begins, this iterator is exhausted, or :meth:`close` is called. A loop that is left
+    by ``break`` or by an error leaves its turn open.
+    """
+
+    def __init__(self, current: Round, modalities: tuple[str, ...], every_other: bool) -> None:
+        self._round, self._modalities = current, modalities
+        others = [modalities[i + 1 :] + modalities[:i] for i in range(len(modalities))]
+        self._turns = [
+            Turn(name, its if every_other else its[-1:]) for name, its in zip(modalities, others, strict=True)
+        ]
+        self._left = iter(self._turns)
+
+    def __next__(self) -> Turn:
+        """Begin the next turn."""
+        turn = next(self._left, None)
+        if turn is None:
+            self.close()
+            raise StopIteration
+        self._round.begin(turn, self._modalities)
+        return turn
+
+    def close(self) -> None:
+        """End the round, unless another one has begun."""
+        if any(turn is self._round.turn for turn in self._turns):
+            self._round.begin(None, ())
