@@ -2,9 +2,7 @@
 
 import copy
 import inspect
-import sys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from reference import assert_identical, frozen_copy
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import gaal_surgery
 from gaal_surgery import GradientAlignedAlternator, HalfSpace

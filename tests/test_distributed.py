@@ -361,11 +361,11 @@ def count_collectives(modalities, parallel):
 
 
 @pytest.mark.parametrize("modalities", [("image",), ("image", "table"), ("image", "table", "audio")], ids=len)
-def test_a_turn_exchanges_row_counts_then_logits_with_targets_then_gradients(modalities):
-    """Two collectives on the device, however many guides, after the row counts of the hosts."""
+def test_a_turn_exchanges_logits_with_targets_then_gradients(modalities):
+    """Two collectives on the device, however many guides, after the plans of the hosts."""
     guides, rows, parameters = len(modalities) - 1, 8, (reference.HIDDEN + 1) * reference.CLASSES
-    counts, gathered, summed = 8 * (guides + 1), guides * rows * (4 * reference.CLASSES + 8), guides * 4 * parameters
-    expected = [counts, gathered, summed] if guides else []
+    gathered, summed = guides * rows * (4 * reference.CLASSES + 8), guides * 4 * parameters
+    expected = [gathered, summed] if guides else []
     assert run_in_group(2, count_collectives, modalities, separate) == [[expected] * len(modalities)] * 2
 
 
@@ -402,32 +402,159 @@ def test_hosts_speak_through_a_group_of_their_own_where_the_backend_serves_devic
         torch.testing.assert_close(state, train(case)[0], rtol=1e-12, atol=1e-12)
 
 
-def step_out_of_order(mistake):
+# Ranks that do not do the same.
+
+
+def turn_of(optimizer, *modalities, skip=0):
+    turns = optimizer.turns(*modalities)
+    for _ in range(skip):
+        next(turns)
+    return next(turns)
+
+
+def no_guide(optimizer, evidence, odd):
+    turn = turn_of(optimizer, "image", "table")
+    if not odd:
+        optimizer.guide(turn.guides[0], *evidence)
+
+
+def no_guide_outside_turns(optimizer, evidence, odd):
+    if not odd:
+        optimizer.guide("table", *evidence)
+
+
+def another_turn(optimizer, evidence, odd):
+    turn = turn_of(optimizer, *(("table", "image") if odd else ("image", "table")))
+    optimizer.guide(turn.guides[0], *evidence)
+
+
+def another_round(optimizer, evidence, odd):
+    turn = turn_of(optimizer, "image", "table", *(["audio"] if odd else []))
+    optimizer.guide(turn.guides[0], *evidence)
+
+
+def a_turn_ahead(optimizer, evidence, odd):
+    turn = turn_of(optimizer, "image", "table", skip=odd)
+    optimizer.guide(turn.guides[0], *evidence)
+
+
+def no_turn(optimizer, evidence, odd):
+    if not odd:
+        turn_of(optimizer, "image", "table")
+    optimizer.guide("table", *evidence)
+
+
+def a_round_of_one(optimizer, evidence, odd):
+    turn = turn_of(optimizer, *(["image"] if odd else ["image", "table"]))
+    for guide in turn.guides:
+        optimizer.guide(guide, *evidence)
+
+
+def more_guides_outside_turns(optimizer, evidence, odd):
+    for modality in ("table", "audio", "text")[: 3 if odd else 1]:
+        optimizer.guide(modality, *evidence)
+
+
+def no_backward(optimizer, evidence, odd):
+    """As a rank without rows might: it has no loss."""
+    if odd:
+        optimizer.zero_grad()
+        evidence = [tensor[:0] for tensor in evidence]
+    optimizer.guide(turn_of(optimizer, "image", "table").guides[0], *evidence)
+
+
+def a_part_frozen(optimizer, evidence, odd):
+    if odd:
+        optimizer.shared.bias.grad = None
+    optimizer.guide(turn_of(optimizer, "image", "table").guides[0], *evidence)
+
+
+def no_backward_and_no_guide(optimizer, evidence, odd):
+    if odd:
+        optimizer.zero_grad()
+    else:
+        optimizer.guide(turn_of(optimizer, "image", "table").guides[0], *evidence)
+
+
+MISTAKES = {
+    no_guide: "guide 'table' is missing on ranks [1]",
+    no_guide_outside_turns: "ranks are in different turns",
+    another_turn: "ranks are in different turns",
+    another_round: "ranks are in different turns",
+    a_turn_ahead: "ranks are in different turns",
+    no_turn: "ranks are in different turns",
+    a_round_of_one: "ranks are in different turns",
+    more_guides_outside_turns: "ranks are in different turns",
+    no_backward: "ranks have gradients for [2, 0] parameters of shared",
+    a_part_frozen: "ranks have gradients for [2, 1] parameters of shared",
+    no_backward_and_no_guide: "ranks are in different turns",
+}
+
+
+def step_with(mistake, align):
     model = reference.make_model()
-    optimizer = GradientAlignedAlternator(SGD(model.parameters()), model.head)
+    optimizer = GradientAlignedAlternator(ADAMW(model.parameters()), model.head, align=align)
     features, target = torch.ones(4, reference.HIDDEN), torch.arange(4) % 3
     F.cross_entropy(model.head(features), target).backward()
-    before = frozen_copy(model)
-    odd = dist.get_rank() == 1
-    order = ("table", "image") if odd and mistake == "another_turn" else ("image", "table")
-    for turn in optimizer.turns(*order):
-        if not (odd and mistake == "no_guide"):
-            optimizer.guide(turn.guides[0], features, target)
-        try:
-            optimizer.step()
-        except RuntimeError as error:
-            assert_identical(frozen_copy(model), before)
-            return str(error)
-    return None
+    mistake(optimizer, (features, target), dist.get_rank() == 1)
+    before = frozen_copy(model, optimizer), [parameter.grad for parameter in model.parameters()]
+    with pytest.raises(RuntimeError) as error:
+        optimizer.step()
+    assert_identical((frozen_copy(model, optimizer), [parameter.grad for parameter in model.parameters()]), before)
+    return str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("mistake", "message"),
-    [("no_guide", "guide 'table' is missing on ranks [1]"), ("another_turn", "ranks are in different turns")],
-)
-def test_ranks_that_do_not_do_the_same_are_told_on_every_rank(mistake, message):
-    for error in run_in_group(2, step_out_of_order, mistake):
-        assert message in error
+@pytest.mark.parametrize(("mistake", "message"), MISTAKES.items(), ids=lambda value: getattr(value, "__name__", ""))
+@ALIGN
+def test_ranks_that_do_not_do_the_same_are_told_in_the_same_words(mistake, message, align):
+    first, second = run_in_group(2, step_with, mistake, align)
+    assert first == second
+    assert message in first
+
+
+def step_with_learning_rate_0_on_one_rank():
+    """As torch.distributed.checkpoint does, to make an optimizer's state before it loads one."""
+    model = reference.make_model()
+    optimizer = GradientAlignedAlternator(torch.optim.AdamW(model.parameters(), lr=0.0), model.head)
+    if dist.get_rank() == 0:
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+    return len(optimizer.state)
+
+
+def test_an_optimizers_state_may_be_made_on_one_rank_alone():
+    made, not_made = run_in_group(2, step_with_learning_rate_0_on_one_rank)
+    assert made > not_made == 0
+
+
+class TakesNoEmptyBatch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(reference.HIDDEN, 3)
+
+    def forward(self, features):
+        return self.layer(features) + 0 * features.amax()
+
+
+def guide_without_rows_a_head_that_needs_some(ranks):
+    """Rank 1 has no rows; it takes part in the reduction of the gradients with zeros."""
+    model = reference.make_model(head=TakesNoEmptyBatch, dtype=torch.float64)
+    optimizer = GradientAlignedAlternator(SGD(model.parameters()), model.head, rule=HalfSpace(0.5, relative=True))
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 6, reference.HIDDEN, generator=generator, dtype=torch.float64)
+    target, alone = torch.arange(6) % 3, ranks == 1
+    rows = slice(None) if alone or dist.get_rank() == 0 else slice(0)
+    F.cross_entropy(model.head(features[0]), target).backward()  # the reduced gradient, on every rank
+    optimizer.guide("table", features[1, rows], target[rows])
+    optimizer.step()
+    return model.head.state_dict(), optimizer.stats.gramian
+
+
+def test_a_rank_without_rows_need_not_run_the_head_on_none():
+    first, second = run_in_group(2, guide_without_rows_a_head_that_needs_some, 2)
+    assert_identical(first, second)
+    torch.testing.assert_close(first, guide_without_rows_a_head_that_needs_some(1), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("group", ["world", -100, [0, 1]], ids=["name", "not_a_member", "ranks"])
