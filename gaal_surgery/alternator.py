@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gaal_surgery.functional import LossFn, as_function, check_lengths, same_random_numbers, trainable
-from gaal_surgery.guidance import Guidance, Uncertainty, check_fraction, check_max_norm, entropy, uncertain_gradients
+from gaal_surgery.guidance import Uncertainty, check_settings, entropy, select_uncertain, uncertain_gradients
 from gaal_surgery.projection import cancels, combine_into
 from gaal_surgery.rounds import Evidence, Round, Turn, Turns
 from gaal_surgery.rows import Plan, SharedRows, several
@@ -87,9 +87,7 @@ class GradientAlignedAlternator(Optimizer):
     ) -> None:
         _check_optimizer(optimizer)
         _check_shared(shared, optimizer)
-        for share in fraction.values() if isinstance(fraction, Mapping) else [fraction]:
-            check_fraction(share)
-        check_max_norm(max_norm)
+        check_settings(fraction, max_norm)
         for name, function in {"loss_fn": loss_fn, "uncertainty": uncertainty, "rule": rule}.items():
             check_function(name, function)
         if align not in ("gradient", "update"):
@@ -170,7 +168,8 @@ class GradientAlignedAlternator(Optimizer):
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"{name} must be a tensor, not {type(tensor).__name__}")
         check_lengths(features, target)
-        self._guidance().share(modality)
+        if isinstance(self.fraction, Mapping) and modality not in self.fraction:
+            raise ValueError(f"fraction has no entry for {modality!r}, only for {tuple(self.fraction)}: add one")
         self._round.record(
             modality, features, target, keep=len(features) > 0 or several(self.process_group) is not None
         )
@@ -198,14 +197,15 @@ class GradientAlignedAlternator(Optimizer):
                 loss = closure()
         stepping = {name: p for name, p in trainable(self.shared).items() if p.grad is not None}
         evidence, rows = self._evidence(tuple(stepping))
-        if not (evidence and stepping):
-            if evidence:
-                _check_held(self.shared, self.param_groups)
+        if evidence and not stepping and _foreign(trainable(self.shared), self.param_groups):
+            remedy = "give fully_shard reshard_after_forward=True, or call reshard() on the module before step"
+            raise RuntimeError(f"{_name(self.shared)} has other parameters than the optimizer at step time: {remedy}")
+        if not evidence or not stepping:
             self.base.step()
             self._round.stats = AlignmentStats()
             return loss
         with as_function(self.shared, next(iter(evidence.values())).features.device) as function:
-            whole = uncertain_gradients(function, evidence, self._guidance(), rows)
+            whole = uncertain_gradients(function, evidence, self._choose, (self.loss_fn, self.max_norm), rows)
         shards = Shards(list(stepping.values()))
         positions = [function.names.index(name) for name in stepping]
         guides = [shards.cut([gradient[position] for position in positions]) for gradient in whole]
@@ -231,8 +231,14 @@ class GradientAlignedAlternator(Optimizer):
             self._round.finish(evidence, products, weights)
         return loss
 
-    def _guidance(self) -> Guidance:
-        return Guidance(self.loss_fn, self.fraction, self.uncertainty, self.max_norm)
+    def _choose(self, modality: str, logits: Tensor) -> Tensor:
+        """Positions of a modality's most uncertain samples (Eqs. 6-7)."""
+        scores = self.uncertainty(logits)
+        if scores.shape != logits.shape[:1]:
+            raise ValueError(f"uncertainty must return one score a sample, ({len(logits)},), not {tuple(scores.shape)}")
+        return select_uncertain(
+            scores, self.fraction[modality] if isinstance(self.fraction, Mapping) else self.fraction
+        )
 
     def _evidence(self, stepping: tuple[str, ...]) -> tuple[dict[str, Evidence], SharedRows | None]:
         """The evidence of this step's guides and, with several processes, how its rows lie on the ranks."""
@@ -299,40 +305,30 @@ class GradientAlignedAlternator(Optimizer):
 
 
 def _check_optimizer(optimizer: Optimizer) -> None:
+    kind = type(optimizer).__name__
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer must be a built torch.optim.Optimizer, not {type(optimizer).__name__}")
+        raise TypeError(f"optimizer must be a built torch.optim.Optimizer, not {kind}")
     closure = signature(optimizer.step).parameters.get("closure")
     needs_closure = closure is not None and closure.default is Parameter.empty
     # Sharpness-aware optimizers call their closure optional, but step twice; all ports name the second half alike.
-    needs_closure |= hasattr(optimizer, "second_step")
-    if needs_closure or isinstance(optimizer, torch.optim.LBFGS):
-        raise ValueError(
-            f"optimizer must not be {type(optimizer).__name__}, which evaluates a closure several times in a step: "
-            "use a first-order optimizer such as SGD or AdamW"
-        )
+    if needs_closure or hasattr(optimizer, "second_step") or isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError(f"optimizer must not be {kind}, which evaluates a closure several times: wrap SGD or AdamW")
 
 
 def _check_shared(shared: nn.Module, optimizer: Optimizer) -> None:
     if not isinstance(shared, nn.Module):
         raise TypeError(f"shared must be an nn.Module, not {type(shared).__name__}")
-    parameters, name = trainable(shared), f"shared ({type(shared).__name__})"
+    parameters = trainable(shared)
     if not parameters:
-        raise ValueError(f"{name} must have a trainable parameter: it is what takes turns")
-    if imaginary := [key for key, parameter in parameters.items() if parameter.is_complex()]:
-        raise ValueError(f"{name} has complex parameters, which cannot be aligned: {', '.join(imaginary)}")
-    if foreign := _foreign(parameters, optimizer.param_groups):
-        raise ValueError(
-            f"{name} has parameters that optimizer does not hold: {', '.join(foreign)}; build the optimizer with them, "
-            "or freeze them"
-        )
+        raise ValueError(f"{_name(shared)} must have a trainable parameter: it is what takes turns")
+    if imaginary := [name for name, parameter in parameters.items() if parameter.is_complex()]:
+        raise ValueError(f"{_name(shared)} has complex parameters, which cannot be aligned: {', '.join(imaginary)}")
+    if foreign := ", ".join(_foreign(parameters, optimizer.param_groups)):
+        raise ValueError(f"{_name(shared)} has parameters that optimizer does not hold: {foreign}; add or freeze them")
 
 
-def _check_held(shared: nn.Module, groups: Sequence[dict[str, Any]]) -> None:
-    if _foreign(trainable(shared), groups):
-        raise RuntimeError(
-            f"shared ({type(shared).__name__}) has other parameters than the optimizer at step time: give "
-            "fully_shard reshard_after_forward=True, or call reshard() on the module before step"
-        )
+def _name(shared: nn.Module) -> str:
+    return f"shared ({type(shared).__name__})"
 
 
 def _foreign(parameters: Mapping[str, nn.Parameter], groups: Sequence[dict[str, Any]]) -> list[str]:
@@ -341,7 +337,6 @@ def _foreign(parameters: Mapping[str, nn.Parameter], groups: Sequence[dict[str, 
 
 
 def _dense_gradient(name: str, parameter: nn.Parameter) -> Tensor:
-    assert parameter.grad is not None
-    if parameter.grad.layout is not torch.strided:
+    if parameter.grad is None or parameter.grad.layout is not torch.strided:
         raise ValueError(f"shared has a sparse gradient ({name}), which cannot be aligned: build it with sparse=False")
     return parameter.grad

@@ -19,11 +19,9 @@ LossFn = Callable[[Tensor, Tensor], Tensor]
 Layer = tuple[Tensor | None, Tensor, bool]
 
 # Nodes of autograd's graph that keep samples apart, beside the products of Linear layers.
-_ACTIVATIONS = (
-    *("Elu", "Gelu", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyRelu", "LogSigmoid"),
-    *("Mish", "Relu", "Sigmoid", "Silu", "Softplus", "Tanh"),
-)
-_KEEP_APART = {f"{name}Backward0" for name in ("Add", "Sub", "Mul", "Clone", *_ACTIVATIONS)}
+_KEEP_APART = {"Add", "Sub", "Mul", "Clone", "Relu", "LeakyRelu", "Elu", "Gelu", "Silu", "Tanh", "Sigmoid", "Hardtanh"}
+_KEEP_APART |= {"Hardsigmoid", "Hardswish", "LogSigmoid", "Mish", "Softplus"}
+_RECURRENT = (nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward)
 
 
 @dataclass(frozen=True)
@@ -49,11 +47,13 @@ class SharedFunction:
     Attributes:
         names: of the trainable parameters; a tied parameter has one name.
         parameters: the trainable parameters, in the order of their names.
+        constants: their values, without a graph.
     """
 
     def __init__(self, shared: nn.Module, device: torch.device) -> None:
         self.names, self.parameters = list(trainable(shared)), list(trainable(shared).values())
         self._shared, self._device, self._is_linear = shared, device, _is_linear(shared)
+        self.constants = [parameter.detach() for parameter in self.parameters]
         self._autocast: torch.dtype | None = None
 
     def as_input(self, features: Tensor) -> Tensor:
@@ -85,23 +85,17 @@ class SharedFunction:
                 lambda d: [(features if "weight" in self.names else None, d, "bias" in self.names)],
             )
         if torch.compiler.is_compiling():
-            logits, pull, *_ = vjp(lambda parameters: self.call(parameters, features), self.detached())
+            logits, pull, *_ = vjp(lambda parameters: self.call(parameters, features), self.constants)
             return Trace(features, logits, lambda d: pull(d)[0], lambda d: None)
-        with torch.enable_grad():
-            # As in training, where features come from an encoder; reentrant checkpoints need it.
-            logits = self._run(features.detach().requires_grad_(features.is_floating_point()))
+        logits = self._run_with_graph(features)
 
         def pull_back(cotangents: Tensor) -> list[Tensor]:
-            if not logits.requires_grad:
+            if not (logits.requires_grad and self.parameters):
                 return [torch.zeros_like(parameter) for parameter in self.parameters]
             gradients = _pulled_back(logits, self.parameters, cotangents)
             return self._by_backward(features, cotangents) if None in gradients else gradients
 
         return Trace(features, logits.detach(), pull_back, lambda d: _linear_layers(logits, self.parameters, d))
-
-    def detached(self) -> list[Tensor]:
-        """The trainable parameters as constants, for :meth:`call`."""
-        return [parameter.detach() for parameter in self.parameters]
 
     def call(self, parameters: Sequence[Tensor], features: Tensor) -> Tensor:
         """The logits of the module with other tensors in the place of its trainable parameters, for ``torch.func``."""
@@ -129,7 +123,7 @@ class SharedFunction:
 
     def _call_module(self, features: Tensor) -> Any:
         if torch.compiler.is_compiling():
-            return self.call(self.detached(), features)
+            return self.call(self.constants, features)
         try:
             with autocast(self._device, self._autocast):
                 # A copy, as the module's first operation may work in place.
@@ -144,6 +138,11 @@ class SharedFunction:
                 return self._call_module(features)
             raise
 
+    @torch.enable_grad()
+    def _run_with_graph(self, features: Tensor) -> Tensor:
+        # As in training, where features come from an encoder; reentrant checkpoints need it.
+        return self._run(features.detach().requires_grad_(features.is_floating_point()))
+
     def _by_backward(self, features: Tensor, cotangents: Tensor) -> list[Tensor]:
         """The gradients as training gets them: reentrant checkpoints and their like know no other way.
 
@@ -155,8 +154,7 @@ class SharedFunction:
         for table, name, parameter in slots:
             table[name] = leaves[parameter]
         try:
-            with torch.enable_grad():
-                torch.autograd.backward(self._run(features.detach().requires_grad_()), cotangents)
+            torch.autograd.backward(self._run_with_graph(features), cotangents)
         finally:
             for table, name, parameter in slots:
                 table[name] = parameter
@@ -205,14 +203,9 @@ def _as_it_was(shared: nn.Module) -> Iterator[None]:
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     module._buffers[name] = copies.setdefault(buffer, buffer.clone())
-            if isinstance(module, nn.RNNBase) and type(module).forward in (
-                nn.RNN.forward,
-                nn.LSTM.forward,
-                nn.GRU.forward,
-            ):
+            if isinstance(module, nn.RNNBase) and type(module).forward in _RECURRENT:
                 # cuDNN refuses a backward pass in eval mode.
-                module.training = True
-                vars(module)["dropout"] = 0.0
+                vars(module).update(training=True, dropout=0.0)
             if isinstance(module, nn.parallel.DistributedDataParallel):
                 module.require_backward_grad_sync = False  # its reducer would wait for a backward pass
         yield
@@ -345,7 +338,7 @@ def _linear_layers(logits: Tensor, parameters: list[nn.Parameter], cotangents: T
                 rows = (node._saved_mat1 if bias else node._saved_self).detach() if weight else None
                 layers.append((node, rows, any(bias)))
             waiting.append(features)
-        elif node.name() in _KEEP_APART:
+        elif node.name().removesuffix("Backward0") in _KEEP_APART:
             waiting += inputs
         elif id(getattr(node, "variable", logits)) in trained | {id(logits)}:  # anything but the features' own leaf
             return None

@@ -90,23 +90,18 @@ class CalibratedFusion(nn.Module):
             )
         if not stacked.isfinite().all():
             raise ValueError("logits must be finite to be calibrated")
-        start = torch.full_like(self.weight, 1 / len(self.modalities), dtype=torch.float64)
-        weight = start.clone().requires_grad_()
-        bias = torch.zeros_like(self.bias, dtype=torch.float64).requires_grad_()
-        optimizer = torch.optim.LBFGS([weight, bias], max_iter=max_iter, line_search_fn="strong_wolfe")
+        twin = CalibratedFusion(self.modalities, len(self.bias)).to(stacked)
+        optimizer = torch.optim.LBFGS(twin.parameters(), max_iter=max_iter, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            fused = torch.einsum("m,mbc->bc", weight, stacked) + bias
-            prior = ((weight - start).square().sum() + bias.square().sum()) / 2
-            loss = F.cross_entropy(fused, target) + prior / len(target)
+            deviation = (twin.weight - 1 / len(self.modalities)).square().sum() + twin.bias.square().sum()
+            loss = F.cross_entropy(twin(list(stacked)), target) + deviation / 2 / len(target)
             loss.backward()  # type: ignore[no-untyped-call]
             return loss
 
         optimizer.step(closure)  # type: ignore[no-untyped-call]
-        with torch.no_grad():
-            self.weight.copy_(weight)
-            self.bias.copy_(bias)
+        self.load_state_dict(twin.state_dict())
         return self
 
     def _stacked(self, logits: Logits) -> Tensor:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,8 @@ from gaal_surgery.rows import SharedRows
 from gaal_surgery.surgery import check_number
 
 Uncertainty = Callable[[Tensor], Tensor]
+Choice = Callable[[str, Tensor], Tensor]
+Settings = tuple[LossFn, float | None]
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -36,10 +37,8 @@ def entropy(logits: Tensor) -> Tensor:
     if logits.ndim != 2:
         raise ValueError(f"logits must be (B, C), not {tuple(logits.shape)}: pass another `uncertainty` for them")
     if logits.shape[1] == 1:
-        raise ValueError(
-            "logits have a single column, whose softmax entropy is always 0: for a binary head pass "
-            "uncertainty=lambda logits: -logits.squeeze(1).abs()"
-        )
+        score = "uncertainty=lambda logits: -logits.squeeze(1).abs()"
+        raise ValueError(f"logits have a single column, whose entropy is always 0: for a binary head pass {score}")
     log_q = torch.log_softmax(logits, dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
     # entr(0) is 0: a class that is out of the question contributes nothing.
     scores: Tensor = torch.special.entr(log_q.exp()).sum(dim=1)
@@ -63,7 +62,7 @@ def select_uncertain(scores: Tensor, fraction: float) -> Tensor:
         >>> select_uncertain(torch.tensor([0.1, 0.7, 0.3, 0.7]), fraction=0.5)
         tensor([1, 3])
     """
-    check_fraction(fraction)
+    check_settings(fraction)
     if scores.ndim != 1 or len(scores) == 0:
         raise ValueError(f"scores must be (B,) with B >= 1, not {tuple(scores.shape)}: give one score a sample")
     count = max(1, math.floor(fraction * len(scores)))
@@ -102,47 +101,19 @@ def guide_gradient(
         >>> {name: tuple(tensor.shape) for name, tensor in gradient.items()}
         {'weight': (3, 4), 'bias': (3,)}
     """
-    check_max_norm(max_norm)
+    check_settings(max_norm=max_norm)
     functional.check_lengths(features, target)
     with functional.as_function(shared, features.device) as function:
         gradient = _batch_gradient(function, function.as_input(features), target, loss_fn, max_norm)
         return dict(zip(function.names, gradient, strict=True))
 
 
-@dataclass(frozen=True)
-class Guidance:
-    """How guides are made of evidence.
-
-    Attributes:
-        loss_fn: ``(logits, target) -> scalar``, mean-reduced.
-        fraction: the share of samples to select, or a mapping of it by modality.
-        uncertainty: ``logits -> (B,)``, higher is harder.
-        max_norm: as in :func:`guide_gradient`.
-    """
-
-    loss_fn: LossFn
-    fraction: float | Mapping[str, float]
-    uncertainty: Uncertainty
-    max_norm: float | None
-
-    def share(self, modality: str) -> float:
-        """The share of a modality's samples to select."""
-        if not isinstance(self.fraction, Mapping):
-            return self.fraction
-        if modality not in self.fraction:
-            raise ValueError(f"fraction has no entry for {modality!r}, only for {tuple(self.fraction)}: add one")
-        return self.fraction[modality]
-
-    def select(self, modality: str, logits: Tensor) -> Tensor:
-        """Positions of the most uncertain samples (Eqs. 6-7)."""
-        scores = self.uncertainty(logits)
-        if scores.shape != logits.shape[:1]:
-            raise ValueError(f"uncertainty must return one score a sample, ({len(logits)},), not {tuple(scores.shape)}")
-        return select_uncertain(scores, self.share(modality))
-
-
 def uncertain_gradients(
-    function: SharedFunction, guides: Mapping[str, Evidence], guidance: Guidance, rows: SharedRows | None = None
+    function: SharedFunction,
+    guides: Mapping[str, Evidence],
+    choose: Choice,
+    settings: Settings,
+    rows: SharedRows | None,
 ) -> list[list[Tensor]]:
     """Eqs. 6-8 in a row, for each guide: score the samples, select the most uncertain, return their mean gradient.
 
@@ -152,56 +123,57 @@ def uncertain_gradients(
     Args:
         function: the shared module.
         guides: by modality.
-        guidance: how guides are made of them.
+        choose: from a modality and the logits of its samples to the positions of the selected samples.
+        settings: the loss and ``max_norm``, as in :func:`guide_gradient`.
         rows: how the batches lie on several ranks; None for a single process.
 
     Returns:
         For each guide, a tensor for each of the function's parameters.
 
     Raises:
-        ValueError: as :func:`guide_gradient`, or ``uncertainty`` does not return one score a sample.
+        ValueError: as :func:`guide_gradient`.
     """
     if rows is None:
-        return [_uncertain_gradient(function, name, guide, guidance) for name, guide in guides.items()]
+        return [_uncertain_gradient(function, name, its, choose, settings) for name, its in guides.items()]
+    loss_fn, max_norm = settings
     traces = {}
-    for name, guide in guides.items():
+    for name, its in guides.items():
         # A row of zeros shows what logits look like where this rank has none, as not every module takes no rows.
-        own = guide.features if len(guide.features) else guide.features.new_zeros(1, *guide.features.shape[1:])
+        own = its.features if len(its.features) else its.features.new_zeros(1, *its.features.shape[1:])
         with functional.explaining(f"guide {name!r}"):
             traces[name] = function.trace(function.as_input(own))
     own_logits = {name: trace.logits[: len(guides[name].features)] for name, trace in traces.items()}
-    logits, targets = rows.gather(own_logits, {name: guide.target for name, guide in guides.items()})
+    logits, targets = rows.gather(own_logits, {name: its.target for name, its in guides.items()})
     gradients = []
     for name, trace in traces.items():
         with functional.explaining(f"guide {name!r}"):
-            chosen = guidance.select(name, logits[name])
-            cotangents = functional.logit_gradient(logits[name][chosen], targets[name][chosen], guidance.loss_fn)
+            chosen = choose(name, logits[name])
+            cotangents = functional.logit_gradient(logits[name][chosen], targets[name][chosen], loss_fn)
             # Only the device knows which of the chosen rows are ours: the others of our rows pull back zeros.
             own = rows.own(name, torch.zeros_like(logits[name]).index_copy(0, chosen, cotangents))
-            if len(own):
-                gradients.append(_mean_gradient(function, trace, own, len(chosen), guidance.max_norm))
-            else:
-                gradients.append([torch.zeros_like(parameter) for parameter in function.parameters])
+            gradients.append(
+                _mean_gradient(function, trace, own, len(chosen), max_norm)
+                if len(own)
+                else [torch.zeros_like(parameter) for parameter in function.parameters]
+            )
     return rows.sum(gradients)
 
 
-def _uncertain_gradient(function: SharedFunction, name: str, guide: Evidence, guidance: Guidance) -> list[Tensor]:
+def _uncertain_gradient(
+    function: SharedFunction, name: str, guide: Evidence, choose: Choice, settings: Settings
+) -> list[Tensor]:
     with functional.explaining(f"guide {name!r}"):
         features = function.as_input(guide.features)
-        chosen = guidance.select(name, function.logits(features))
-        return _batch_gradient(function, features[chosen], guide.target[chosen], guidance.loss_fn, guidance.max_norm)
+        chosen = choose(name, function.logits(features))
+        return _batch_gradient(function, features[chosen], guide.target[chosen], *settings)
 
 
-def check_fraction(fraction: float) -> None:
-    """Raise unless ``fraction`` is a number in (0, 1]."""
-    check_number("fraction", fraction, lambda share: 0 < share <= 1, "a number in (0, 1]", "in (0, 1]")
-
-
-def check_max_norm(max_norm: float | None) -> None:
-    """Raise unless ``max_norm`` is None or positive."""
-    if max_norm is not None:
-        allowed = "positive, or None for no clipping"
-        check_number("max_norm", max_norm, lambda norm: norm > 0, "a number or None", allowed)
+def check_settings(fraction: float | Mapping[str, float] = 1, max_norm: float | None = None) -> None:
+    """Raise unless fractions are numbers in (0, 1], and ``max_norm`` is None or positive."""
+    for share in fraction.values() if isinstance(fraction, Mapping) else [fraction]:
+        check_number("fraction", share, lambda x: 0 < x <= 1, "a number in (0, 1]", "in (0, 1]")
+    allowed = "positive, or None for no clipping"
+    check_number("max_norm", 1 if max_norm is None else max_norm, lambda x: x > 0, "a number or None", allowed)
 
 
 def _batch_gradient(

@@ -115,7 +115,7 @@ def _of_each_sample(
             logits = function.call(parameters, feature.unsqueeze(0).clone()).squeeze(0)
             return (logits * cotangent).sum(), logits
 
-        gradient, logits = grad(weighted_logits, has_aux=True)(function.detached())
+        gradient, logits = grad(weighted_logits, has_aux=True)(function.constants)
         return measure(gradient), logits
 
     of_all = vmap(of_one, chunk_size=chunk_size)

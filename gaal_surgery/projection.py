@@ -7,7 +7,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -52,9 +52,8 @@ def align(gradient: Gradient, guides: Sequence[Gradient], rule: Rule = HalfSpace
     rows = _rows([gradient, *guides], ["gradient", *(f"guides[{i}]" for i in range(len(guides)))])
     products = gramian_of(rows)
     weights = weigh(products, rule)
-    result = [torch.empty_like(tensor) for tensor in rows[0]]
-    combine_into(result, rows, weights, cancels(products, weights))
-    return cast(Gradient, _like(gradient, result))
+    aligned: Gradient = _combined(gradient, rows, weights, cancels(products, weights))
+    return aligned
 
 
 def gramian(gradients: Sequence[Gradient]) -> Tensor:
@@ -103,9 +102,8 @@ def combine(gradients: Sequence[Gradient], weights: Tensor) -> Gradient:
     rows = _rows(gradients)
     if weights.shape != (len(rows),):
         raise ValueError(f"weights must be ({len(rows)},), one for each gradient, not {tuple(weights.shape)}")
-    result = [torch.empty_like(tensor) for tensor in rows[0]]
-    combine_into(result, rows, weights, exact=len(rows) > 2)
-    return cast(Gradient, _like(gradients[0], result))
+    combined: Gradient = _combined(gradients[0], rows, weights, exact=len(rows) > 2)
+    return combined
 
 
 @torch.no_grad()
@@ -136,20 +134,19 @@ def combine_into(destination: list[Tensor], rows: list[list[Tensor]], weights: T
         weights: ``(n,)``.
         exact: sum in the widest dtype, where terms may cancel one another.
     """
-    terms: Any = list(zip(rows, weights.tolist() if on_host(weights) else weights, strict=True))
-    if on_host(weights):
-        terms = [terms[0], *(term for term in terms[1:] if term[1] != 0)]
-    in_place = on_host(weights) and all(x.dtype in (torch.float32, torch.float64) for x in destination)
-    if exact or not in_place:
-        for position, output in enumerate(destination):
-            output.copy_(_weighted_sum([(row[position], weight) for row, weight in terms], exact))
-        return
-    if destination[0] is not rows[0][0]:
-        torch._foreach_copy_(destination, rows[0])
-    if terms[0][1] != 1:
-        torch._foreach_mul_(destination, terms[0][1])
-    for row, weight in terms[1:]:
-        torch._foreach_add_(destination, row, alpha=weight)
+    numbers = weights.tolist() if on_host(weights) else list(weights)
+    for output, current, *guides in zip(destination, *rows, strict=True):
+        dtype = widest(output.device) if exact else common_dtype([output, *guides])
+        total = output.copy_(current).to(dtype)
+        if on_host(weights):
+            total = total if numbers[0] == 1 else total.mul_(numbers[0])
+            for guide, weight in zip(guides, numbers[1:], strict=True):
+                total = total if weight == 0 else total.add_(guide, alpha=weight)
+        else:
+            total = total * numbers[0]
+            for guide, weight in zip(guides, numbers[1:], strict=True):
+                total = torch.where(weight != 0, total + guide.to(dtype) * weight, total)
+        output.copy_(total)
 
 
 def cancels(products: Tensor, weights: Tensor) -> bool:
@@ -206,17 +203,6 @@ def _upper_products(matrix: Tensor) -> Tensor:
     return product
 
 
-def _weighted_sum(terms: list[tuple[Tensor, Any]], exact: bool) -> Tensor:
-    """The sum of tensors times weights, none of which is read where it is a tensor; compiled, a single pass."""
-    (current, first), *others = terms
-    dtype = widest(current.device) if exact else common_dtype([tensor for tensor, _ in terms])
-    total: Tensor = current.to(dtype) * first
-    for tensor, weight in others:
-        added = total + tensor.to(dtype) * weight
-        total = torch.where(weight != 0, added, total) if isinstance(weight, Tensor) else added
-    return total
-
-
 def common_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
     """float32, or the wider dtype of a tensor."""
     return functools.reduce(torch.promote_types, {tensor.dtype for tensor in tensors}, torch.float32)
@@ -247,8 +233,10 @@ def _rows(gradients: Sequence[Gradient], names: Sequence[str] | None = None) -> 
     return rows
 
 
-def _like(structure: Any, tensors: list[Tensor]) -> Any:
-    """The tensors in the structure of a gradient."""
+def _combined(structure: Any, rows: list[list[Tensor]], weights: Tensor, exact: bool) -> Any:
+    """The weighted sum of the rows in the structure of a gradient."""
+    tensors = [torch.empty_like(tensor) for tensor in rows[0]]
+    combine_into(tensors, rows, weights, exact)
     if isinstance(structure, Tensor):
         return tensors[0]
     if isinstance(structure, Mapping):

@@ -88,10 +88,8 @@ class Round:
 
     def state_dict(self) -> dict[str, Any]:
         """The evidence and its age, in builtin types and tensors."""
-        return {
-            "turns_begun": self.turns_begun,
-            "guides": {name: dict(vars(its)) for name, its in self.evidence.items()},
-        }
+        guides = {name: dict(vars(its)) for name, its in self.evidence.items()}
+        return {"turns_begun": self.turns_begun, "guides": guides}
 
     @classmethod
     def from_state_dict(cls, state_dict: Any, device: torch.device) -> "Round":
@@ -103,13 +101,11 @@ class Round:
         if state_dict is None:
             return cls()
         try:
-            evidence = {
-                name: Evidence(its["features"].to(device), its["target"].to(device), int(its["recorded"]))
-                for name, its in state_dict["guides"].items()
-            }
-            return cls(turns_begun=int(state_dict["turns_begun"]), evidence=evidence)
+            turns_begun, guides = int(state_dict["turns_begun"]), state_dict["guides"].items()
+            moved = [(n, g["features"].to(device), g["target"].to(device), int(g["recorded"])) for n, g in guides]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"state_dict['gaal_surgery'] is not what state_dict() gives: {error!r}") from error
+        return cls(turns_begun=turns_begun, evidence={name: Evidence(*its) for name, *its in moved})
 
 
 class Turns(Iterator[Turn]):
@@ -120,12 +116,11 @@ class Turns(Iterator[Turn]):
     """
 
     def __init__(self, current: Round, modalities: tuple[str, ...], every_other: bool) -> None:
-        self._round, self._modalities = current, modalities
         others = [modalities[i + 1 :] + modalities[:i] for i in range(len(modalities))]
         self._turns = [
             Turn(name, its if every_other else its[-1:]) for name, its in zip(modalities, others, strict=True)
         ]
-        self._left = iter(self._turns)
+        self._left, self._round = iter(self._turns), current
 
     def __next__(self) -> Turn:
         """Begin the next turn."""
@@ -133,7 +128,7 @@ class Turns(Iterator[Turn]):
         if turn is None:
             self.close()
             raise StopIteration
-        self._round.begin(turn, self._modalities)
+        self._round.begin(turn, tuple(its.modality for its in self._turns))
         return turn
 
     def close(self) -> None:

@@ -57,9 +57,7 @@ class SharedRows:
         plans: list[Plan] = [plan] * dist.get_world_size(group)
         dist.all_gather_object(plans, plan, group=_host_group(group))
         _check_agreement(plans)
-        counts = {
-            name: [cast(int, its.rows[name]) for its in plans] for name in plan.rows if plan.rows[name] is not None
-        }
+        counts = {name: [its.rows[name] or 0 for its in plans] for name in plan.rows}
         self.counts = {name: rows for name, rows in counts.items() if sum(rows) > 0}
 
     def gather(self, *tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
@@ -97,16 +95,12 @@ def _check_agreement(plans: list[Plan]) -> None:
     for name in plans[0].rows:
         without = [rank for rank, plan in enumerate(plans) if plan.rows[name] is None]
         if 0 < len(without) < len(plans):
-            raise RuntimeError(
-                f"guide {name!r} is missing on ranks {without} and recorded on the others: call guide on every rank, "
-                "with an empty batch (features[:0], target[:0]) where it has no rows"
-            )
+            remedy = "call guide on every rank, where it has no rows with an empty batch, features[:0] and target[:0]"
+            raise RuntimeError(f"guide {name!r} is missing on ranks {without} and recorded on the others: {remedy}")
     if len({plan.stepping for plan in plans}) > 1:
         counts = [len(plan.stepping) for plan in plans]
-        raise RuntimeError(
-            f"ranks have gradients for {counts} parameters of shared, rank by rank: call backward on every rank, where it "
-            "has no rows on shared(features[:0]).sum()"
-        )
+        remedy = "call backward on every rank, where it has no rows on shared(features[:0]).sum()"
+        raise RuntimeError(f"ranks have gradients for {counts} parameters of shared, rank by rank: {remedy}")
 
 
 _HOST_GROUPS: WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = WeakKeyDictionary()

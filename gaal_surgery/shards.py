@@ -5,22 +5,12 @@ the shards, and the Gramians of the shards add up. ``torch.distributed.tensor`` 
 import takes half a second, which whoever shards has spent already.
 """
 
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gaal_surgery.projection import gramian_of
-
-if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor
-
-
-class _Layout(NamedTuple):
-    """Where the shards of a DTensor lie."""
-
-    mesh: Any
-    placements: tuple[Any, ...]
 
 
 class Shards:
@@ -31,73 +21,63 @@ class Shards:
     """
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
-        self._layouts = [_layout(parameter) for parameter in parameters] if any(map(_is_sharded, parameters)) else []
+        self._layouts = [_layout(parameter) for parameter in parameters]
+        self._trivial = not any(self._layouts)
 
-    def own(self, tensors: list[Tensor]) -> list[Tensor]:
+    def own(self, tensors: list[Any]) -> list[Tensor]:
         """This rank's parts of sharded tensors, sharing their memory."""
-        return [cast("DTensor", x).to_local() if _is_sharded(x) else x for x in tensors] if self._layouts else tensors
+        return [x.to_local() if layout else x for x, layout in zip(tensors, self._layouts, strict=True)]
 
     def cut(self, tensors: list[Tensor]) -> list[Tensor]:
         """This rank's parts of whole tensors, cut as the parameters are; no communication."""
-        if not self._layouts:
+        if self._trivial:
             return tensors
         from torch.distributed.tensor import DTensor, Replicate
 
-        def cut(tensor: Tensor, layout: _Layout | None) -> Tensor:
-            if layout is None:
-                return tensor
-            whole = DTensor.from_local(tensor, layout.mesh, [Replicate()] * len(layout.placements), run_check=False)
-            return whole.redistribute(placements=layout.placements).to_local()
-
-        return [cut(tensor, layout) for tensor, layout in zip(tensors, self._layouts, strict=True)]
+        parts: list[Any] = list(tensors)
+        for i, layout in enumerate(self._layouts):
+            if layout is not None:
+                mesh, placements = layout
+                whole = DTensor.from_local(tensors[i], mesh, [Replicate()] * len(placements), run_check=False)
+                parts[i] = whole.redistribute(placements=placements)
+        return self.own(parts)
 
     def gramian(self, rows: list[list[Tensor]]) -> Tensor:
         """The Gramian of whole gradients, of which this rank holds the parts that it holds of the parameters."""
-        if not self._layouts:
+        if self._trivial:
             return gramian_of(rows)
-        parts = []
+        from torch.distributed.tensor import DTensor, Partial, Replicate
+
+        total: Any = 0
         for layout in dict.fromkeys(self._layouts):
-            products = gramian_of(
-                [[x for x, its in zip(row, self._layouts, strict=True) if its == layout] for row in rows]
-            )
-            parts.append(products if layout is None else _sum_over_shards(products, layout))
-        return torch.stack(parts).sum(dim=0)
+            its = [i for i, other in enumerate(self._layouts) if other == layout]
+            products: Any = gramian_of([[row[i] for i in its] for row in rows])
+            if layout is not None:
+                mesh, placements = layout
+                partial = [Partial() if placement.is_shard() else Replicate() for placement in placements]
+                products = DTensor.from_local(products, mesh, partial).full_tensor()
+            total = total + products
+        return torch.as_tensor(total)
 
 
 def put_together(shared: nn.Module) -> None:
     """Put whole parameters in the place of sharded ones, and take FSDP's hooks off; the caller restores both."""
-    whole: dict[nn.Parameter, nn.Parameter] = {}  # a tied parameter stays one
-    for module in shared.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is None or not _is_sharded(parameter):
-                continue
-            if parameter not in whole:
-                gathered = cast("DTensor", parameter.detach()).full_tensor()
-                whole[parameter] = nn.Parameter(gathered, requires_grad=parameter.requires_grad)
-            module._parameters[name] = whole[parameter]
-    if not whole:
-        return
-    for module in shared.modules():
-        for table in (module._forward_pre_hooks, module._forward_hooks):
-            for key, hook in list(table.items()):
+    tables = [(module._parameters, name, x) for module in shared.modules() for name, x in module._parameters.items()]
+    sharded = [(table, name, x) for table, name, x in tables if x is not None and _layout(x)]
+    whole: dict[Any, nn.Parameter] = {}  # a tied parameter stays one
+    for table, name, x in sharded:
+        if x not in whole:
+            gathered: Any = x.detach()
+            whole[x] = nn.Parameter(gathered.full_tensor(), requires_grad=x.requires_grad)
+        table[name] = whole[x]
+    for module in shared.modules() if sharded else ():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key, hook in list(hooks.items()):
                 # They would gather the parameters once more, and put them in the place of ours.
                 if hook.__module__.startswith("torch.distributed.fsdp"):
-                    del table[key]
+                    del hooks[key]
 
 
-def _is_sharded(tensor: Tensor) -> bool:
-    return hasattr(tensor, "placements")
-
-
-def _layout(tensor: Tensor) -> _Layout | None:
-    if not _is_sharded(tensor):
-        return None
-    sharded = cast("DTensor", tensor)
-    return _Layout(sharded.device_mesh, tuple(sharded.placements))
-
-
-def _sum_over_shards(products: Tensor, layout: _Layout) -> Tensor:
-    from torch.distributed.tensor import DTensor, Partial, Replicate
-
-    partial = [Partial() if placement.is_shard() else Replicate() for placement in layout.placements]
-    return DTensor.from_local(products, layout.mesh, partial).full_tensor()
+def _layout(tensor: Any) -> tuple[Any, tuple[Any, ...]] | None:
+    """The mesh and the placements of a DTensor."""
+    return (tensor.device_mesh, tuple(tensor.placements)) if hasattr(tensor, "placements") else None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,9 +67,7 @@ class AlignmentStats:
         """Norm of the gradient before surgery, over the whole shared module."""
         return None if self.gramian is None else self.gramian[0, 0].sqrt()
 
-    guide_norm = _by_guide(
-        "Norm of each guide gradient; not finite where the guide was ignored.", lambda g, w: g.diagonal().sqrt()
-    )
+    guide_norm = _by_guide("Norm of each guide; not finite where it was ignored.", lambda g, w: g.diagonal().sqrt())
     cosine_before = _by_guide(
         "Cosine between the gradient and each guide (Eq. 2); below 0 is a conflict, 0 where a norm is 0.",
         lambda g, w: _cosines(g, current_only(g)),
@@ -76,10 +75,7 @@ class AlignmentStats:
     cosine_after = _by_guide("Cosine between the aligned gradient and each guide.", _cosines)
     coefficient = _by_guide("The multiple of each guide that surgery added (v of Eq. 5).", lambda g, w: w)
     intervened = _by_guide("Whether surgery added any of the guide, as boolean tensors.", lambda g, w: w != 0)
-    ignored = _by_guide(
-        "Whether the guide was ignored because it was not finite, as boolean tensors.",
-        lambda g, w: ~g.diagonal().isfinite(),
-    )
+    ignored = _by_guide("Whether the guide was ignored as not finite.", lambda g, w: ~g.diagonal().isfinite())
 
 
 class ConflictMonitor:
@@ -116,21 +112,11 @@ class ConflictMonitor:
             Rows with ``modality``, ``guide``, ``steps``, ``conflict`` (share of steps with a cosine below 0 before
             surgery), ``intervened`` (share of steps), ``cosine_before`` and ``cosine_after`` (means).
         """
-        groups: dict[tuple[str | None, str], list[dict[str, Any]]] = {}
-        for row in self._read():
-            groups.setdefault((row["modality"], row["guide"]), []).append(row)
         return [
-            {
-                "modality": modality,
-                "guide": guide,
-                "steps": len(rows),
-                "conflict": sum(row["cosine_before"] < 0 for row in rows) / len(rows),
-                **{
-                    name: sum(row[name] for row in rows) / len(rows)
-                    for name in ("intervened", "cosine_before", "cosine_after")
-                },
-            }
-            for (modality, guide), rows in groups.items()
+            {"modality": modality, "guide": guide, "steps": len(rows)}
+            | {"conflict": fmean(row["cosine_before"] < 0 for row in rows)}
+            | {name: fmean(row[name] for row in rows) for name in ("intervened", "cosine_before", "cosine_after")}
+            for (modality, guide), rows in self._groups().items()
         ]
 
     def plot(self, ax: "Axes | None" = None, *, smooth: int | None = None) -> "Axes":
@@ -151,18 +137,17 @@ class ConflictMonitor:
             from matplotlib import pyplot
         except ImportError as error:
             raise ImportError("ConflictMonitor.plot draws with matplotlib: pip install 'gaal_surgery[plot]'") from error
-        rows = self._read()
-        if not rows:
+        groups = self._groups()
+        if not groups:
             raise ValueError("nothing to plot: call update(optimizer.stats) after steps that had a guide")
         if ax is None:
             _, ax = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
-        for group in self.summary():
-            series = [row for row in rows if (row["modality"], row["guide"]) == (group["modality"], group["guide"])]
+        for (modality, guide), series in groups.items():
             steps = torch.tensor([row["step"] for row in series])
             cosines = torch.tensor([row["cosine_before"] for row in series])
             window = min(len(series), smooth or max(1, len(series) // 50))
-            turn = f"{group['modality']}'s turn, " if group["modality"] is not None else ""
-            label = f"{turn}guide {group['guide']}: {group['conflict']:.0%} in conflict"
+            turn = f"{modality}'s turn, " if modality is not None else ""
+            label = f"{turn}guide {guide}: {fmean((cosines < 0).tolist()):.0%} in conflict"
             (line,) = ax.plot(steps[window - 1 :], cosines.unfold(0, window, 1).mean(dim=1), label=label)
             ax.scatter(steps, cosines, s=3, alpha=0.25, color=line.get_color(), linewidths=0)
         ax.axhline(0, color="black", linewidth=0.8)
@@ -180,20 +165,19 @@ class ConflictMonitor:
         self._unread = []
         self._rows = [dict(row) for row in state_dict["rows"]]
 
+    def _groups(self) -> dict[tuple[str | None, str], list[dict[str, Any]]]:
+        """The rows of every turn and guide."""
+        groups: dict[tuple[str | None, str], list[dict[str, Any]]] = {}
+        for row in self._read():
+            groups.setdefault((row["modality"], row["guide"]), []).append(row)
+        return groups
+
     def _read(self) -> list[dict[str, Any]]:
-        """All rows; what was not read yet comes from the device in one transfer."""
-        if self._unread:
-            measured = torch.cat([_table(stats) for _, stats in self._unread]).tolist()
-            keys = [(step, stats.modality, guide) for step, stats in self._unread for guide in stats.guides]
-            for key, values in zip(keys, measured, strict=True):
-                row = dict(zip(_COLUMNS, (*key, *values), strict=True))
-                self._rows.append(row | {name: bool(row[name]) for name in ("intervened", "ignored")})
-            self._unread = []
+        """All rows, after reading what was not read yet."""
+        for step, stats in self._unread:
+            for guide in stats.guides:
+                row = {"step": step, "modality": stats.modality, "guide": guide, "gradient_norm": stats.gradient_norm}
+                row |= {name: getattr(stats, name)[guide] for name in _MEASURED}
+                self._rows.append({k: x.item() if isinstance(x, Tensor) else x for k, x in row.items()})
+        self._unread.clear()
         return self._rows
-
-
-def _table(stats: AlignmentStats) -> Tensor:
-    """The measured columns of one step, one row for every guide."""
-    columns = [torch.stack(list(getattr(stats, name).values())).double() for name in _MEASURED]
-    assert stats.gradient_norm is not None
-    return torch.stack([stats.gradient_norm.double().expand_as(columns[0]), *columns], dim=1)

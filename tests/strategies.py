@@ -82,6 +82,22 @@ def dependent_problems(draw: st.DrawFn, max_guides: int = 5) -> Problem:
     return Problem(np.array(draw(vector), dtype=float), combinations @ basis)
 
 
+@st.composite
+def rounded_problems(draw: st.DrawFn, max_guides: int = 8) -> Problem:
+    """Guides of any rank, dependent or opposed but for their rounding to float32, of any length."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    count, rank = draw(st.integers(2, max_guides)), draw(st.integers(1, 8))
+    dimension = draw(st.integers(rank, 12))
+    vectors = torch.randn(count + 1, rank, generator=generator) @ torch.randn(rank, dimension, generator=generator)
+    if draw(st.booleans()):
+        vectors[0] = torch.randn(dimension, generator=generator)  # outside the span of the guides
+    for one, other in draw(st.lists(st.tuples(st.integers(1, count), st.integers(1, count)), max_size=2)):
+        vectors[one] = -vectors[other]  # exactly opposed
+    lengths = draw(st.lists(st.integers(-10, 10), min_size=count + 1, max_size=count + 1))
+    vectors *= torch.tensor([10.0**length for length in lengths])[:, None]
+    return Problem(vectors[0].double().numpy(), vectors[1:].double().numpy())
+
+
 def problems(max_guides: int = 5) -> st.SearchStrategy[Problem]:
     """Surgery problems, degenerate ones included."""
     return generic_problems(max_guides) | dependent_problems(max_guides)

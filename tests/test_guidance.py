@@ -10,10 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from strategies import DTYPES
 
-from gaal_surgery import entropy, guide_gradient, select_uncertain
-from gaal_surgery.functional import as_function
-from gaal_surgery.guidance import Guidance, uncertain_gradients
-from gaal_surgery.rounds import Evidence
+from gaal_surgery import GradientAlignedAlternator, entropy, guide_gradient, select_uncertain
 
 NAN, INF = float("nan"), float("inf")
 LOGITS = arrays(np.float64, array_shapes(min_dims=2, max_dims=2, min_side=2), elements=st.floats(-1e4, 1e4))
@@ -91,10 +88,15 @@ class TestSelectUncertain:
 
 
 def uncertain_gradient(head, features, target, fraction, *, uncertainty=entropy, max_norm=None):
-    guidance = Guidance(F.cross_entropy, {"image": fraction}, uncertainty, max_norm)
-    with as_function(head, features.device) as function:
-        (gradient,) = uncertain_gradients(function, {"image": Evidence(features, target, 0)}, guidance)
-        return dict(zip(function.names, gradient, strict=True))
+    """What a step makes of evidence."""
+    settings = {"fraction": fraction, "uncertainty": uncertainty, "max_norm": max_norm}
+    optimizer = GradientAlignedAlternator(torch.optim.SGD(head.parameters(), lr=0.0), head, **settings)
+    for parameter in head.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.rule = lambda gramian: torch.tensor([0.0, 1.0])
+    optimizer.guide("image", features, target)
+    optimizer.step()
+    return {name: parameter.grad for name, parameter in head.named_parameters()}
 
 
 class TestUncertainGradient:

@@ -48,6 +48,8 @@ def from_an_encoder(features, dtype=None):
 def in_eval_mode(head):
     with torch.no_grad():  # a scripted module copies leaves as such in here alone
         twin = copy.deepcopy(head).eval()
+    for parameter, its in zip(head.parameters(), twin.parameters(), strict=True):
+        its.requires_grad_(parameter.requires_grad)
     if isinstance(head, nn.DataParallel):
         twin.module.eval()
     return twin

@@ -16,12 +16,13 @@ from strategies import (
     nearest,
     nearest_within_reach,
     problems,
+    rounded_problems,
     scale_free_half_spaces,
 )
 from torchjd import aggregation
 from torchjd.linalg import DualConeProjector
 
-from gaal_surgery import DualFloor, GradientAlignedAlternator, HalfSpace, Orthogonal, align, combine, gramian
+from gaal_surgery import DualFloor, GradientAlignedAlternator, HalfSpace, Orthogonal, align, combine, gramian, surgery
 
 LENGTHS = st.integers(-20, 15)
 MODEST_LENGTHS = st.integers(-6, 6)
@@ -156,6 +157,73 @@ class TestHalfSpace:
     def test_a_margin_that_is_not_finite_is_refused(self, margin):
         with pytest.raises(ValueError, match="margin must be a finite number"):
             HalfSpace(margin)
+
+
+RELATIVE = st.builds(HalfSpace, margin=st.floats(0, 0.9), relative=st.just(True))
+WHERE = pytest.mark.parametrize("everywhere", [False, True], ids=["on_a_cpu", "without_a_branch"])
+
+
+class TestRoundedGuides:
+    """Guides that depend on one another up to the rounding of float32: what rounding left must decide nothing."""
+
+    @staticmethod
+    def aligned(problem, rule, everywhere=False):
+        """In units of g; everywhere, as where the device is not waited for."""
+        vectors = torch.tensor(np.vstack([problem.gradient, problem.guides]))
+        vectors = vectors / vectors[0].norm()
+        with pytest.MonkeyPatch.context() as patch:
+            if everywhere:
+                patch.setattr(surgery, "on_host", lambda tensor: False)
+            return rule(gramian(list(vectors))) @ vectors
+
+    @staticmethod
+    def least_product(problem, aligned):
+        """With a unit guide, in units of g; a guide of norm 0 asks for nothing."""
+        guides = torch.tensor(problem.guides)
+        return (guides @ aligned / guides.norm(dim=1)).nan_to_num(torch.inf).min()
+
+    @WHERE
+    @given(rounded_problems(), RELATIVE)
+    def test_every_margin_is_reached_or_none_is_asked_for(self, everywhere, problem, rule):
+        aligned = self.aligned(problem, rule, everywhere)
+        if self.least_product(problem, aligned) < rule.margin - 1e-5:
+            without = self.aligned(problem, HalfSpace(), everywhere)
+            torch.testing.assert_close(aligned, without, rtol=0, atol=1e-5)
+            assert self.least_product(problem, without) > -1e-5
+            assert aligned.norm() < 1 + 1e-5
+
+    @WHERE
+    @given(rounded_problems(), RELATIVE, st.randoms(use_true_random=False))
+    def test_the_order_of_the_guides_changes_nothing(self, everywhere, problem, rule, random):
+        order = list(range(len(problem.guides)))
+        random.shuffle(order)
+        permuted = self.aligned(Problem(problem.gradient, problem.guides[order]), rule, everywhere)
+        torch.testing.assert_close(permuted, self.aligned(problem, rule, everywhere), rtol=1e-4, atol=1e-5)
+
+    @given(rounded_problems(), RELATIVE)
+    def test_the_result_is_the_same_with_a_branch_and_without(self, problem, rule):
+        without_a_branch = self.aligned(problem, rule, everywhere=True)
+        torch.testing.assert_close(self.aligned(problem, rule), without_a_branch, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("margin", [0.1, 0.4])
+    def test_the_gradients_themselves_may_be_float32(self, margin):
+        """Rank 1: no point reaches every margin."""
+        for seed in range(40):
+            torch.manual_seed(seed)
+            vectors = torch.randn(4, 1) @ torch.randn(1, 3)
+            aligned = align(vectors[0], list(vectors[1:]), HalfSpace(margin, relative=True))
+            assert (vectors[1:] @ aligned / vectors[1:].norm(dim=1)).min() > -1e-5 * vectors[0].norm()
+
+    @given(st.integers(0, 2**32), st.floats(1e-3, 1e-1))
+    def test_long_multiples_of_nearly_opposed_guides_are_summed_exactly(self, seed, angle):
+        """Half a degree from opposed, the multiples are thousands of times as long as their sum."""
+        generator = torch.Generator().manual_seed(seed)
+        gradient, guide, rest = torch.randn(3, 50, generator=generator)
+        guides = [guide, -guide + angle * rest]
+        aligned = align(gradient, guides, HalfSpace(0.5, relative=True)).double()
+        for its in guides:
+            product = its.double() @ aligned / its.double().norm() / gradient.double().norm()
+            assert product > 0.5 - 1e-6 * aligned.norm() / gradient.norm()
 
 
 class TestDualFloor:
