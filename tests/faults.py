@@ -23,10 +23,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-
 from tabular_image import train
 
 EPOCHS = 8

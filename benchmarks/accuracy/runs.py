@@ -8,7 +8,6 @@ import json
 import logging
 import multiprocessing
 import os
-import sys
 import threading
 import traceback
 import warnings
@@ -22,15 +21,12 @@ from typing import Any
 
 import pandas as pd
 from jsonargparse.typing import NonNegativeInt, PositiveInt
-from tqdm import tqdm
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "examples"))
-
 from tabular_image import train
 from tabular_image.data import Samples
 from tabular_image.data.images import in_memory
 from tabular_image.errors import InputError
 from tabular_image.options import Options
+from tqdm import tqdm
 
 VERSION = 1  # of the lines and of what they mean; raise it when either changes
 FUSIONS = ("mean", "product", "calibrated")

@@ -8,7 +8,6 @@ the same loop without guides.
 from __future__ import annotations
 
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,12 +16,10 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from jsonargparse import auto_cli
+from tabular_image.models import TableMLP, image_encoder
 from torch import Tensor, nn
 from torch.multiprocessing import start_processes
 from torch.nn.parallel import DistributedDataParallel
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-from tabular_image.models import TableMLP, image_encoder
 
 from gaal_surgery import GradientAlignedAlternator
 

@@ -4,13 +4,14 @@ The floor is the time of a copy of the same bytes, times the passes over memory:
 every gradient is read and one is written for the combination; with one guide, five passes, and a copy is two. Operands
 come from memory, not from a cache, as they do after an encoder's backward pass.
 
-A second table has the whole projection, rule included, beside TorchJD's aggregators on the same numbers.
+A second table has the whole projection, rule included, beside TorchJD's aggregators, both from lists of gradients to a
+list of tensors.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -25,8 +26,8 @@ from torchjd.aggregation import Aggregator, DualProj, PCGrad, UPGrad
 from torchjd.autojac import jac_to_grad
 
 from gaal_surgery import HalfSpace, align, gramian
-from gaal_surgery.projection import combine_into, weigh
-from gaal_surgery.surgery import current_only
+from gaal_surgery.projection import cancels, combine_into, gramian_of
+from gaal_surgery.surgery import weigh
 
 Gradients = list[list[Tensor]]
 BLOCK = 2**19
@@ -122,8 +123,17 @@ def _sum(matrices: list[list[Tensor]]) -> Tensor:
 
 
 def combine_library(gradients: Gradients, weights: Tensor) -> None:
-    """The library's, as a step with one of its rules does it: the first weight is 1."""
-    combine_into(gradients[0], gradients, weights, first_is_one=True)
+    """The library's, as a step does it."""
+    combine_into(gradients[0], gradients, weights, exact=False)
+
+
+def combine_numbers(gradients: Gradients, weights: Tensor) -> None:
+    """Weights as numbers, which only a CPU gives away for nothing; a weight of 0 touches nothing."""
+    first, *others = weights.tolist()
+    torch._foreach_mul_(gradients[0], first)
+    for guide, weight in zip(gradients[1:], others, strict=True):
+        if weight != 0:
+            torch._foreach_add_(gradients[0], guide, alpha=weight)
 
 
 def combine_in_place(gradients: Gradients, weights: Tensor) -> None:
@@ -132,22 +142,6 @@ def combine_in_place(gradients: Gradients, weights: Tensor) -> None:
     for guide, weight in zip(gradients[1:], weights[1:], strict=True):
         for destination, tensor in zip(gradients[0], guide, strict=True):
             destination.addcmul_(tensor, weight)
-
-
-def combine_fused(gradients: Gradients, weights: Tensor) -> None:
-    """The kernel of fused SGD: in place, and where it is told so (a weight of 0) it touches nothing."""
-    ascent = {
-        "weight_decay": 0,
-        "momentum": 0,
-        "dampening": 0,
-        "nesterov": False,
-        "maximize": True,
-        "is_first_step": False,
-    }
-    rates = weights.float() - current_only(weights).float()
-    skipped = (rates == 0).float()
-    for gradient, rate, skip in zip(gradients, rates, skipped, strict=True):
-        torch._fused_sgd_(gradients[0], gradient, [], lr=rate, found_inf=skip, **ascent)
 
 
 def combine_foreach(gradients: Gradients, weights: Tensor) -> None:
@@ -166,9 +160,9 @@ class Way(NamedTuple):
 
 WAYS = {
     "library": Way(gramian, combine_library),
-    "float64 blocks, fused": Way(gramian_float64, combine_fused),
-    "scaled float32 blocks, fused": Way(gramian_scaled, combine_fused),
-    "scaled float32 matrix, fused": Way(gramian_matrix, combine_fused),
+    "float64 blocks": Way(gramian_float64, combine_numbers),
+    "scaled float32 blocks": Way(gramian_scaled, combine_numbers),
+    "scaled float32 matrix": Way(gramian_matrix, combine_numbers),
     "float32 blocks, in place (unsafe)": Way(gramian_float32, combine_in_place),
     "foreach (unsafe)": Way(gramian_foreach, combine_foreach),
 }
@@ -219,28 +213,42 @@ def measure_stages(
 
 
 def measure_torchjd(shapes: list[tuple[int, ...]], guides: int, device: torch.device, repeats: int) -> pd.DataFrame:
-    """The library's `align`, TorchJD's way from Jacobians to gradients, and its aggregators given one ready matrix."""
-    operands = Rotation(lambda: [torch.randn(1 + guides, *shape, device=device) for shape in shapes])
+    """The library's way from gradients to one gradient beside TorchJD's, which stacks the gradients to Jacobians.
+
+    TorchJD's aggregators are measured with ready Jacobians and on one ready matrix, too.
+    """
     numbers = sum(torch.Size(shape).numel() for shape in shapes)
+    operands = Rotation(gradient_lists(shapes, guides, device))
+    stacked = Rotation(lambda: [torch.randn(1 + guides, *shape, device=device) for shape in shapes])
     matrices = Rotation(lambda: [torch.randn(1 + guides, numbers, device=device)])
     parameters = [torch.nn.Parameter(torch.zeros(shape, device=device)) for shape in shapes]
 
+    def gradients() -> Gradients:
+        tensors = list(operands())
+        return [tensors[i : i + len(shapes)] for i in range(0, len(tensors), len(shapes))]
+
     def aligned() -> None:
-        gradient, *others = zip(*(jacobian.unbind() for jacobian in operands()), strict=True)
+        gradient, *others = gradients()
         align(gradient, others)
 
     def aligned_in_place() -> None:
-        gradients = list(zip(*(jacobian.unbind() for jacobian in operands()), strict=True))
-        combine_into(gradients[0], gradients, weigh(gramian(gradients), HalfSpace()), first_is_one=True)
+        current = gradients()
+        products = gramian_of(current)
+        weights = weigh(products, HalfSpace())
+        combine_into(current[0], current, weights, cancels(products, weights))
 
-    def jacobians_to_gradients(aggregator: Aggregator) -> None:
-        for parameter, jacobian in zip(parameters, operands(), strict=True):
+    def aggregated(aggregator: Aggregator, jacobians: Sequence[Tensor]) -> None:
+        for parameter, jacobian in zip(parameters, jacobians, strict=True):
             parameter.grad, parameter.jac = None, jacobian
         jac_to_grad(parameters, aggregator)
 
+    def from_gradients(aggregator: Aggregator) -> None:
+        aggregated(aggregator, [torch.stack(tensors) for tensors in zip(*gradients(), strict=True)])
+
     works: dict[str, Work] = {"align": aligned, "align in place, as a step does": aligned_in_place}
     for name, aggregator in AGGREGATORS.items():
-        works[name] = partial(jacobians_to_gradients, aggregator)
+        works[name] = partial(from_gradients, aggregator)
+        works[f"{name}, Jacobians"] = lambda aggregator=aggregator: aggregated(aggregator, stacked())
         works[f"{name}, matrix"] = lambda aggregator=aggregator: aggregator(matrices()[0])
     return timing.summary(timing.interleaved(works, device, repeats), "align")
 
@@ -283,8 +291,7 @@ def main(
                 ways["library, compiled"] = Way(torch.compile(gramian), torch.compile(combine_library))
             label = {"parameters": name, "guides": count}
             stages.append(measure_stages(shapes, count, ways, where, repeats).assign(**label))
-            if "*" not in name:
-                whole.append(measure_torchjd(shapes, count, where, repeats).assign(**label))
+            whole.append(measure_torchjd(shapes, count, where, repeats).assign(**label))
     for results, name, value in ((stages, "projection", "/ floor"), (whole, "projection-torchjd", "/ align")):
         table = pd.concat(results, ignore_index=True)
         shown = table[(table["stage"] == "both") & ~table["way"].str.contains("copy")] if "stage" in table else table

@@ -7,7 +7,6 @@ import os
 import platform
 import random
 import re
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +16,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from tabular_image.files import replacing
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-from tabular_image.files import replacing
 
 RESULTS = Path(__file__).resolve().parent / "results"
 WARM_UP = 3

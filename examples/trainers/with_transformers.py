@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 from typing import Any, Literal
 
 import torch
@@ -45,9 +40,7 @@ class AlternatingTrainer(Trainer):
         group, self.group = self.group, []
         labels = torch.cat([micro["labels"] for micro in group])
         losses = []
-        # Kept, since the round must still be open when the Trainer takes its last step.
-        self.round = self.alternator.turns(*MODALITIES)
-        for turn in self.round:
+        for turn in self.alternator.turns(*MODALITIES):
             cache = []
             for micro in group:
                 features, logits = model(micro, turn.modality)
@@ -62,7 +55,7 @@ class AlternatingTrainer(Trainer):
             else:
                 self.alternator.guide(turn.modality, torch.cat(cache), labels)
             if turn.modality == MODALITIES[-1]:
-                break
+                break  # which leaves the turn open, for the Trainer to step
             if self.args.max_grad_norm > 0:
                 self.accelerator.clip_grad_norm_(model.parameters(), self.args.max_grad_norm)
             self.optimizer.step()

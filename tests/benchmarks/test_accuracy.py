@@ -12,15 +12,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from comparison import compare, corrected_paired_test
+from protocol import RECIPES, ROWS, SETS, Search, base_options, paper_figures, repeated, row_options
+from runs import COLUMNS, Results, Run
 from scipy.stats import ttest_rel
+from tabular_image.methods import METHODS
 
 ACCURACY = Path(__file__).resolve().parents[2] / "benchmarks" / "accuracy"
-sys.path.insert(0, str(ACCURACY))
-
-from comparison import compare, corrected_paired_test  # noqa: E402
-from protocol import RECIPES, ROWS, SETS, Search, base_options, paper_figures, repeated, row_options  # noqa: E402
-from runs import COLUMNS, Results, Run  # noqa: E402
-from tabular_image.methods import METHODS  # noqa: E402
 
 # Statistics
 

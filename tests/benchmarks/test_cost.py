@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+import guide
 import numpy as np
 import pandas as pd
-import pytest
-import torch
-
-import gaal_surgery
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks" / "cost"))
-
-import guide
 import projection
+import pytest
 import scaling
 import step
 import timing
+import torch
+
+import gaal_surgery
 
 CPU = torch.device("cpu")
 

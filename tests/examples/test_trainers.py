@@ -368,6 +368,5 @@ def test_a_script_runs_by_itself(trainer, tmp_path, monkeypatch, capsys):
     script = SCRIPTS / f"with_{trainer}.py"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(script), "--epochs", "6", *COMMANDS[trainer]])
-    monkeypatch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
     runpy.run_path(str(script), run_name="__main__")
     assert float(capsys.readouterr().out.split("test accuracy")[1]) > 0.9
