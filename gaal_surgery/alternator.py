@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from gaal_surgery.functional import LossFn, as_function, check_lengths, same_random_numbers, trainable
 from gaal_surgery.guidance import Uncertainty, check_settings, entropy, select_uncertain, uncertain_gradients
-from gaal_surgery.projection import cancels, combine_into
+from gaal_surgery.projection import cancels, combine_into, join
 from gaal_surgery.rounds import Evidence, Round, Turn, Turns
 from gaal_surgery.rows import Plan, SharedRows, several
 from gaal_surgery.shards import Shards
@@ -196,7 +196,7 @@ class GradientAlignedAlternator(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         stepping = {name: p for name, p in trainable(self.shared).items() if p.grad is not None}
-        evidence, rows = self._evidence(tuple(stepping))
+        evidence, ranks = self._evidence(tuple(stepping))
         if evidence and not stepping and _foreign(trainable(self.shared), self.param_groups):
             remedy = "give fully_shard reshard_after_forward=True, or call reshard() on the module before step"
             raise RuntimeError(f"{_name(self.shared)} has other parameters than the optimizer at step time: {remedy}")
@@ -205,30 +205,30 @@ class GradientAlignedAlternator(Optimizer):
             self._round.stats = AlignmentStats()
             return loss
         with as_function(self.shared, next(iter(evidence.values())).features.device) as function:
-            whole = uncertain_gradients(function, evidence, self._choose, (self.loss_fn, self.max_norm), rows)
+            whole = uncertain_gradients(function, evidence, self._choose, (self.loss_fn, self.max_norm), ranks)
         shards = Shards(list(stepping.values()))
         positions = [function.names.index(name) for name in stepping]
         guides = [shards.cut([gradient[position] for position in positions]) for gradient in whole]
         if self.align == "gradient":
-            gradient = shards.own([_dense_gradient(name, parameter) for name, parameter in stepping.items()])
-            products = shards.gramian([gradient, *guides])
-            weights = weigh(products, self.rule)
             # In place: gradients may be views into a trainer's buckets.
-            combine_into(gradient, [gradient, *guides], weights, cancels(products, weights))
-            self._round.finish(evidence, products, weights)
-            self.base.step()
+            moved = shards.own([_dense_gradient(name, parameter) for name, parameter in stepping.items()])
+            rows = [moved, *guides]
         else:
             self._try_rule(1 + len(guides), guides[0][0].device)
-            current = shards.own([parameter.detach() for parameter in stepping.values()])
-            before = [tensor.clone() for tensor in current]
+            moved = shards.own([parameter.detach() for parameter in stepping.values()])
+            before = [tensor.clone() for tensor in moved]
             self.base.step()
-            descent = [earlier - now for earlier, now in zip(before, current, strict=True)]
-            products = shards.gramian([descent, *guides])
-            weights = weigh(products, self.rule)
-            # The aligned descent ends at before - sum(w v), which is now + (1 - w_0) descent - the guides' part.
+            rows = [moved, [earlier - now for earlier, now in zip(before, moved, strict=True)], *guides]
+        joined, count = join(rows), 1 + len(guides)
+        products = shards.gramian(rows[-count:], joined[-count:])
+        weights = change = weigh(products, self.rule)
+        if self.align == "update":
+            # The aligned descent d ends at before - sum(w v), which is now + (1 - w_0) d - the guides' part.
             change = torch.cat([torch.ones_like(weights[:1]), 1 - weights[:1], -weights[1:]])
-            combine_into(current, [current, descent, *guides], change, cancels(products, weights))
-            self._round.finish(evidence, products, weights)
+        combine_into(moved, joined, change, cancels(products, weights))
+        self._round.finish(evidence, products, weights)
+        if self.align == "gradient":
+            self.base.step()
         return loss
 
     def _choose(self, modality: str, logits: Tensor) -> Tensor:

@@ -50,9 +50,10 @@ def align(gradient: Gradient, guides: Sequence[Gradient], rule: Rule = HalfSpace
     if len(guides) == 0:
         return gradient
     rows = _rows([gradient, *guides], ["gradient", *(f"guides[{i}]" for i in range(len(guides)))])
-    products = gramian_of(rows)
+    joined = join(rows)
+    products = gramian_of(joined)
     weights = weigh(products, rule)
-    aligned: Gradient = _combined(gradient, rows, weights, cancels(products, weights))
+    aligned: Gradient = _combined(gradient, rows[0], joined, weights, cancels(products, weights))
     return aligned
 
 
@@ -75,7 +76,7 @@ def gramian(gradients: Sequence[Gradient]) -> Tensor:
         tensor([[25.,  3.],
                 [ 3.,  1.]], dtype=torch.float64)
     """
-    return gramian_of(_rows(gradients))
+    return gramian_of(join(_rows(gradients)))
 
 
 def combine(gradients: Sequence[Gradient], weights: Tensor) -> Gradient:
@@ -102,40 +103,52 @@ def combine(gradients: Sequence[Gradient], weights: Tensor) -> Gradient:
     rows = _rows(gradients)
     if weights.shape != (len(rows),):
         raise ValueError(f"weights must be ({len(rows)},), one for each gradient, not {tuple(weights.shape)}")
-    combined: Gradient = _combined(gradients[0], rows, weights, exact=len(rows) > 2)
+    combined: Gradient = _combined(gradients[0], rows[0], join(rows), weights, exact=len(rows) > 2)
     return combined
 
 
 @torch.no_grad()
-def gramian_of(rows: list[list[Tensor]]) -> Tensor:
-    """:func:`gramian` of gradients that are lists of tensors."""
-    wide, count = widest(rows[0][0].device), len(rows)
+def join(rows: list[list[Tensor]]) -> list[list[Tensor]]:
+    """The rows with their small tensors joined to one vector at the end, so that one operation does for all of them."""
+    large, small = _by_size(rows[0])
+    if not small:
+        return rows
+    joined = torch.cat([row[i].reshape(-1) for row in rows for i in small]).view(len(rows), -1)
+    return [[*(row[i] for i in large), vector] for row, vector in zip(rows, joined.unbind(), strict=True)]
+
+
+@torch.no_grad()
+def gramian_of(joined: list[list[Tensor]]) -> Tensor:
+    """:func:`gramian` of gradients that are lists of tensors, small ones joined."""
+    wide, count = widest(joined[0][0].device), len(joined)
     if torch.compiler.is_compiling():  # the compiler makes one pass of all products
-        pairs = [(rows[min(i, j)], rows[max(i, j)]) for i in range(count) for j in range(count)]
+        pairs = [(joined[min(i, j)], joined[max(i, j)]) for i in range(count) for j in range(count)]
         dots = [
             torch.stack([(x.to(wide) * y.to(wide)).sum() for x, y in zip(*pair, strict=True)]).sum() for pair in pairs
         ]
         return torch.stack(dots).view(count, count)
-    dtype = common_dtype(itertools.chain(*rows))
-    small = sum(tensor.numel() for tensor in rows[0]) <= _CHUNK
-    if small or dtype is wide or not on_host(rows[0][0]):
-        return _products(rows, wide)
-    products = _products(rows, dtype)
-    return products if _are_exact(products) else _products(rows, wide)
+    dtype = common_dtype(itertools.chain(*joined))
+    # Few numbers are multiplied in the widest dtype at once: that costs less than to look whether float32 was enough.
+    if dtype is wide or not on_host(joined[0][0]) or sum(x.numel() for x in joined[0]) <= _CHUNK:
+        return _products(joined, wide)
+    products = _products(joined, dtype)
+    return products if _are_exact(products) else _products(joined, wide)
 
 
 @torch.no_grad()
-def combine_into(destination: list[Tensor], rows: list[list[Tensor]], weights: Tensor, exact: bool) -> None:
-    """Write the weighted sum of the rows into the tensors of ``destination``, which may be the first row.
+def combine_into(destination: list[Tensor], joined: list[list[Tensor]], weights: Tensor, exact: bool) -> None:
+    """Write the weighted sum of gradients into tensors, which may be those of the first gradient.
 
     Args:
-        destination: tensors of the shapes of a row.
-        rows: ``n`` lists of tensors.
+        destination: tensors of the shapes of a gradient.
+        joined: ``n`` gradients, what :func:`join` returned.
         weights: ``(n,)``.
         exact: sum in the widest dtype, where terms may cancel one another.
     """
     numbers = weights.tolist() if on_host(weights) else list(weights)
-    for output, current, *guides in zip(destination, *rows, strict=True):
+    large, small = _by_size(destination)
+    outputs = [*(destination[i] for i in large), *joined[0][len(large) :]]
+    for output, current, *guides in zip(outputs, *joined, strict=True):
         dtype = widest(output.device) if exact else common_dtype([output, *guides])
         total = output.copy_(current).to(dtype)
         if on_host(weights):
@@ -147,6 +160,10 @@ def combine_into(destination: list[Tensor], rows: list[list[Tensor]], weights: T
             for guide, weight in zip(guides, numbers[1:], strict=True):
                 total = torch.where(weight != 0, total + guide.to(dtype) * weight, total)
         output.copy_(total)
+    if small:
+        parts = torch.split(outputs[-1], [destination[i].numel() for i in small])
+        shaped = [part.view_as(destination[i]) for i, part in zip(small, parts, strict=True)]
+        torch._foreach_copy_([destination[i] for i in small], shaped)
 
 
 def cancels(products: Tensor, weights: Tensor) -> bool:
@@ -170,21 +187,17 @@ def _are_exact(products: Tensor) -> bool:
     return not failed and float(factor.diagonal().amin()) > 0.1
 
 
-def _products(rows: list[list[Tensor]], dtype: torch.dtype) -> Tensor:
+def _products(joined: list[list[Tensor]], dtype: torch.dtype) -> Tensor:
     """The Gramian by products in ``dtype``, chunk by chunk, added up in the widest dtype."""
-    count, size = len(rows), _CHUNK if on_host(rows[0][0]) else _CHUNK_ON_DEVICE
-    small = [i for i, tensor in enumerate(rows[0]) if tensor.numel() < size]
-    products: list[Tensor] = []
-    if small:
-        joined = torch.cat([row[i].reshape(-1) for row in rows for i in small]).view(count, -1)
-        products += [_upper_products(chunk.to(dtype)) for chunk in torch.split(joined, size, dim=1)]
+    count, size = len(joined), _chunk(joined[0][0])
     # Used again for every chunk, as memory that is allocated anew has to be fetched anew.
-    space = rows[0][0].new_empty(0, dtype=dtype)
-    for i in sorted({*range(len(rows[0]))} - {*small}):
-        for pieces in zip(*(torch.split(row[i].reshape(-1), size) for row in rows), strict=True):
+    space = joined[0][0].new_empty(0, dtype=dtype)
+    zero = space.new_zeros(())
+    products: list[Tensor] = []
+    for column in zip(*joined, strict=True):
+        for pieces in zip(*(torch.split(x.reshape(-1), size) for x in column), strict=True):
             chunk = [piece.to(dtype) for piece in pieces]
             if count <= 3:  # dot products copy nothing
-                zero = space.new_zeros(())
                 dots = [torch.dot(x, y) if i <= j else zero for i, x in enumerate(chunk) for j, y in enumerate(chunk)]
                 products.append(torch.stack(dots).view(count, count))
             else:
@@ -201,6 +214,18 @@ def _upper_products(matrix: Tensor) -> Tensor:
     for i in range(0, len(matrix), _BLOCK):
         torch.mm(matrix[i : i + _BLOCK], matrix[i:].T, out=product[i : i + _BLOCK, i:])
     return product
+
+
+def _chunk(tensor: Tensor) -> int:
+    """How many numbers are worked on at a time."""
+    return _CHUNK if on_host(tensor) else _CHUNK_ON_DEVICE
+
+
+def _by_size(tensors: list[Tensor]) -> tuple[list[int], list[int]]:
+    """Positions of the tensors that make a chunk by themselves, and of the smaller ones."""
+    most = 0 if torch.compiler.is_compiling() else _chunk(tensors[0])
+    positions = range(len(tensors))
+    return [i for i in positions if tensors[i].numel() >= most], [i for i in positions if tensors[i].numel() < most]
 
 
 def common_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
@@ -233,10 +258,10 @@ def _rows(gradients: Sequence[Gradient], names: Sequence[str] | None = None) -> 
     return rows
 
 
-def _combined(structure: Any, rows: list[list[Tensor]], weights: Tensor, exact: bool) -> Any:
-    """The weighted sum of the rows in the structure of a gradient."""
-    tensors = [torch.empty_like(tensor) for tensor in rows[0]]
-    combine_into(tensors, rows, weights, exact)
+def _combined(structure: Any, row: list[Tensor], joined: list[list[Tensor]], weights: Tensor, exact: bool) -> Any:
+    """The weighted sum in the structure of a gradient, whose tensors are in ``row``."""
+    tensors = [torch.empty_like(tensor) for tensor in row]
+    combine_into(tensors, joined, weights, exact)
     if isinstance(structure, Tensor):
         return tensors[0]
     if isinstance(structure, Mapping):

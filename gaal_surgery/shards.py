@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gaal_surgery.projection import gramian_of
+from gaal_surgery.projection import gramian_of, join
 
 
 class Shards:
@@ -42,16 +42,16 @@ class Shards:
                 parts[i] = whole.redistribute(placements=placements)
         return self.own(parts)
 
-    def gramian(self, rows: list[list[Tensor]]) -> Tensor:
-        """The Gramian of whole gradients, of which this rank holds the parts that it holds of the parameters."""
+    def gramian(self, rows: list[list[Tensor]], joined: list[list[Tensor]]) -> Tensor:
+        """The Gramian of whole gradients, of which this rank holds these parts."""
         if self._trivial:
-            return gramian_of(rows)
+            return gramian_of(joined)
         from torch.distributed.tensor import DTensor, Partial, Replicate
 
         total: Any = 0
         for layout in dict.fromkeys(self._layouts):
             its = [i for i, other in enumerate(self._layouts) if other == layout]
-            products: Any = gramian_of([[row[i] for i in its] for row in rows])
+            products: Any = gramian_of(join([[row[i] for i in its] for row in rows]))
             if layout is not None:
                 mesh, placements = layout
                 partial = [Partial() if placement.is_shard() else Replicate() for placement in placements]

@@ -16,7 +16,7 @@ from strategies import (
 )
 
 from gaal_surgery import DualFloor, HalfSpace, Orthogonal, align, combine, gramian
-from gaal_surgery.projection import _CHUNK, combine_into
+from gaal_surgery.projection import _CHUNK, combine_into, join
 
 INF, NAN = float("inf"), float("nan")
 RULES = [HalfSpace(), HalfSpace(0.3), HalfSpace(0.3, relative=True), DualFloor(), Orthogonal()]
@@ -193,7 +193,7 @@ class TestWritingInPlace:
         gradient, guide = ([torch.randn(size, 2).T, torch.randn(size)] for _ in range(2))
         expected = combine([gradient, guide], torch.tensor([2.0, -0.5]))
         storages = [tensor.data_ptr() for tensor in gradient]
-        combine_into(gradient, [gradient, guide], torch.tensor([2.0, -0.5]), exact=False)
+        combine_into(gradient, join([gradient, guide]), torch.tensor([2.0, -0.5]), exact=False)
         assert [tensor.data_ptr() for tensor in gradient] == storages
         torch.testing.assert_close(gradient, expected, rtol=0, atol=0)
 

@@ -26,7 +26,7 @@ from torchjd.aggregation import Aggregator, DualProj, PCGrad, UPGrad
 from torchjd.autojac import jac_to_grad
 
 from gaal_surgery import HalfSpace, align, gramian
-from gaal_surgery.projection import cancels, combine_into, gramian_of
+from gaal_surgery.projection import cancels, combine_into, gramian_of, join
 from gaal_surgery.surgery import weigh
 
 Gradients = list[list[Tensor]]
@@ -124,7 +124,7 @@ def _sum(matrices: list[list[Tensor]]) -> Tensor:
 
 def combine_library(gradients: Gradients, weights: Tensor) -> None:
     """The library's, as a step does it."""
-    combine_into(gradients[0], gradients, weights, exact=False)
+    combine_into(gradients[0], join(gradients), weights, exact=False)
 
 
 def combine_numbers(gradients: Gradients, weights: Tensor) -> None:
@@ -233,9 +233,10 @@ def measure_torchjd(shapes: list[tuple[int, ...]], guides: int, device: torch.de
 
     def aligned_in_place() -> None:
         current = gradients()
-        products = gramian_of(current)
+        joined = join(current)
+        products = gramian_of(joined)
         weights = weigh(products, HalfSpace())
-        combine_into(current[0], current, weights, cancels(products, weights))
+        combine_into(current[0], joined, weights, cancels(products, weights))
 
     def aggregated(aggregator: Aggregator, jacobians: Sequence[Tensor]) -> None:
         for parameter, jacobian in zip(parameters, jacobians, strict=True):
