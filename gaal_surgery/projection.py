@@ -24,6 +24,7 @@ _BLOCK = 5
 _SAFE = (1e-24, 1e34)
 
 
+@torch.no_grad()
 def align(gradient: Gradient, guides: Sequence[Gradient], rule: Rule = HalfSpace()) -> Gradient:
     """The current gradient after surgery (Eqs. 3-5 of the paper, for the default rule).
 
@@ -57,6 +58,7 @@ def align(gradient: Gradient, guides: Sequence[Gradient], rule: Rule = HalfSpace
     return aligned
 
 
+@torch.no_grad()
 def gramian(gradients: Sequence[Gradient]) -> Tensor:
     """All inner products of ``n`` gradients of one structure: the only thing a rule sees.
 
@@ -79,6 +81,7 @@ def gramian(gradients: Sequence[Gradient]) -> Tensor:
     return gramian_of(join(_rows(gradients)))
 
 
+@torch.no_grad()
 def combine(gradients: Sequence[Gradient], weights: Tensor) -> Gradient:
     """The weighted sum of ``n`` gradients of one structure.
 
@@ -107,7 +110,6 @@ def combine(gradients: Sequence[Gradient], weights: Tensor) -> Gradient:
     return combined
 
 
-@torch.no_grad()
 def join(rows: list[list[Tensor]]) -> list[list[Tensor]]:
     """The rows with their small tensors joined to one vector at the end, so that one operation does for all of them."""
     large, small = _by_size(rows[0])
@@ -117,7 +119,6 @@ def join(rows: list[list[Tensor]]) -> list[list[Tensor]]:
     return [[*(row[i] for i in large), vector] for row, vector in zip(rows, joined.unbind(), strict=True)]
 
 
-@torch.no_grad()
 def gramian_of(joined: list[list[Tensor]]) -> Tensor:
     """:func:`gramian` of gradients that are lists of tensors, small ones joined."""
     wide, count = widest(joined[0][0].device), len(joined)
@@ -135,7 +136,6 @@ def gramian_of(joined: list[list[Tensor]]) -> Tensor:
     return products if _are_exact(products) else _products(joined, wide)
 
 
-@torch.no_grad()
 def combine_into(destination: list[Tensor], joined: list[list[Tensor]], weights: Tensor, exact: bool) -> None:
     """Write the weighted sum of gradients into tensors, which may be those of the first gradient.
 
@@ -189,31 +189,30 @@ def _are_exact(products: Tensor) -> bool:
 
 def _products(joined: list[list[Tensor]], dtype: torch.dtype) -> Tensor:
     """The Gramian by products in ``dtype``, chunk by chunk, added up in the widest dtype."""
-    count, size = len(joined), _chunk(joined[0][0])
-    # Used again for every chunk, as memory that is allocated anew has to be fetched anew.
+    count, size, wide = len(joined), _chunk(joined[0][0]), widest(joined[0][0].device)
     space = joined[0][0].new_empty(0, dtype=dtype)
-    zero = space.new_zeros(())
     products: list[Tensor] = []
     for column in zip(*joined, strict=True):
-        for pieces in zip(*(torch.split(x.reshape(-1), size) for x in column), strict=True):
-            chunk = [piece.to(dtype) for piece in pieces]
+        vectors = [tensor.reshape(-1) for tensor in column]
+        for start in range(0, max(1, len(vectors[0])), size):
+            chunk = [vector[start : start + size].to(dtype) for vector in vectors]
             if count <= 3:  # dot products copy nothing
-                dots = [torch.dot(x, y) if i <= j else zero for i, x in enumerate(chunk) for j, y in enumerate(chunk)]
-                products.append(torch.stack(dots).view(count, count))
+                dots = {(i, j): torch.dot(chunk[i], chunk[j]) for i in range(count) for j in range(i, count)}
+                matrix = torch.stack([dots[min(i, j), max(i, j)] for i in range(count) for j in range(count)])
+                products.append(matrix.view(count, count).to(wide))
             else:
-                products.append(_upper_products(torch.stack(chunk, out=space.resize_(count, len(chunk[0])))))
-    upper = torch.stack(products).sum(dim=0, dtype=widest(space.device)).triu()
-    return upper + upper.triu(1).T
+                # Used again for every chunk, as memory that is allocated anew has to be fetched anew.
+                products.append(_row_products(torch.stack(chunk, out=space.resize_(count, len(chunk[0])))).to(wide))
+    return functools.reduce(torch.add, products)
 
 
-def _upper_products(matrix: Tensor) -> Tensor:
-    """The inner products of a matrix's rows; what lies below the diagonal is mostly left out."""
-    if len(matrix) <= _BLOCK:
-        return matrix @ matrix.T
-    product = matrix.new_zeros(len(matrix), len(matrix))
+def _row_products(matrix: Tensor) -> Tensor:
+    """The inner products of a matrix's rows; those below the diagonal are mostly left out, and copied."""
+    product = matrix.new_empty(len(matrix), len(matrix))
     for i in range(0, len(matrix), _BLOCK):
         torch.mm(matrix[i : i + _BLOCK], matrix[i:].T, out=product[i : i + _BLOCK, i:])
-    return product
+    upper = product.triu()
+    return upper + upper.triu(1).T
 
 
 def _chunk(tensor: Tensor) -> int:

@@ -7,6 +7,7 @@ gradient is the weighted sum. TorchJD's Gramian weightings have the same signatu
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import mul
 
 import torch
 from torch import Tensor
@@ -78,10 +79,11 @@ class HalfSpace:
             return added
         if self.margin > 0:
             return None
+        rows = [row[1:] for row in gramian[1:]]
         for _ in range(100):  # coordinate descent, which ends soon where guides are far from depending on one another
             moved = 0.0
-            for i, row in enumerate(gramian[1:]):
-                gap = lacking[i] - inverse[i] * sum(x * y for x, y in zip(row[1:], added, strict=True))
+            for i, row in enumerate(rows):
+                gap = lacking[i] - inverse[i] * sum(map(mul, row, added))
                 step = max(-added[i], gap * inverse[i])
                 added[i] += step
                 moved = max(moved, abs(step * norms[i + 1]))
@@ -148,16 +150,17 @@ def weigh(gramian: Tensor, rule: Rule) -> Tensor:
         TypeError: the rule does not return a tensor.
         ValueError: the rule does not return one weight for each gradient.
     """
-    finite = gramian.diagonal().isfinite()
-    usable = finite & finite[0]
-    clean = on_host(gramian) and bool(usable.all())
-    weights = rule(gramian if clean else torch.where(usable & usable[:, None], gramian, 0))
+    usable = None
+    if not on_host(gramian) or not math.isfinite(gramian.trace()):
+        usable = gramian.diagonal().isfinite() & gramian[0, 0].isfinite()
+        gramian = torch.where(usable & usable[:, None], gramian, 0)
+    weights = rule(gramian)
     if not isinstance(weights, Tensor):
         raise TypeError(f"rule must return a tensor of weights, not {type(weights).__name__}")
     if weights.shape != gramian.shape[:1]:
         raise ValueError(f"rule must return ({len(gramian)},) weights, one a gradient, not {tuple(weights.shape)}")
     # Without a usable current gradient every weight is refused, so that the gradient passes as it is.
-    return weights.to(gramian) if clean else torch.where(usable, weights.to(gramian), current_only(gramian))
+    return weights.to(gramian) if usable is None else torch.where(usable, weights.to(gramian), current_only(gramian))
 
 
 def current_only(gramian: Tensor) -> Tensor:
