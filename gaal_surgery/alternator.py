@@ -220,7 +220,7 @@ class GradientAlignedAlternator(Optimizer):
             self.base.step()
             rows = [moved, [earlier - now for earlier, now in zip(before, moved, strict=True)], *guides]
         joined, count = join(rows), 1 + len(guides)
-        products = shards.gramian(rows[-count:], joined[-count:])
+        products = shards.gramian(rows[-count:], joined.last(count))
         weights = change = weigh(products, self.rule)
         if self.align == "update":
             # The aligned descent d ends at before - sum(w v), which is now + (1 - w_0) d - the guides' part.

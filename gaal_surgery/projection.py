@@ -7,7 +7,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,22 @@ _CHUNK_ON_DEVICE = 2**24
 _BLOCK = 5
 # Squared norms whose products float32 holds, however their numbers are spread over a tensor.
 _SAFE = (1e-24, 1e34)
+
+
+class Joined(NamedTuple):
+    """``n`` gradients of one structure, as the two passes read them.
+
+    Attributes:
+        large: by tensor, the ``n`` tensors in that place.
+        small: ``(n, numbers)``, all tensors that are less than a chunk.
+    """
+
+    large: list[list[Tensor]]
+    small: Tensor
+
+    def last(self, count: int) -> "Joined":
+        """The last gradients alone."""
+        return Joined([column[-count:] for column in self.large], self.small[-count:])
 
 
 @torch.no_grad()
@@ -110,45 +126,42 @@ def combine(gradients: Sequence[Gradient], weights: Tensor) -> Gradient:
     return combined
 
 
-def join(rows: list[list[Tensor]]) -> list[list[Tensor]]:
-    """The rows with their small tensors joined to one vector at the end, so that one operation does for all of them."""
+def join(rows: list[list[Tensor]]) -> Joined:
+    """The rows with their small tensors joined, so that one operation does for all of them."""
     large, small = _by_size(rows[0])
-    if not small:
-        return rows
-    joined = torch.cat([row[i].reshape(-1) for row in rows for i in small]).view(len(rows), -1)
-    return [[*(row[i] for i in large), vector] for row, vector in zip(rows, joined.unbind(), strict=True)]
+    joined = torch.cat([row[i].reshape(-1) for row in rows for i in small]) if small else rows[0][0].new_empty(0)
+    return Joined([[row[i] for row in rows] for i in large], joined.view(len(rows), -1))
 
 
-def gramian_of(joined: list[list[Tensor]]) -> Tensor:
-    """:func:`gramian` of gradients that are lists of tensors, small ones joined."""
-    wide, count = widest(joined[0][0].device), len(joined)
+def gramian_of(joined: Joined) -> Tensor:
+    """:func:`gramian` of joined gradients."""
+    count, wide = len(joined.small), widest(joined.small.device)
+    columns = [*joined.large, list(joined.small)]
     if torch.compiler.is_compiling():  # the compiler makes one pass of all products
-        pairs = [(joined[min(i, j)], joined[max(i, j)]) for i in range(count) for j in range(count)]
-        dots = [
-            torch.stack([(x.to(wide) * y.to(wide)).sum() for x, y in zip(*pair, strict=True)]).sum() for pair in pairs
-        ]
+        pairs = [(min(i, j), max(i, j)) for i in range(count) for j in range(count)]
+        dots = [torch.stack([(x[i].to(wide) * x[j].to(wide)).sum() for x in columns]).sum() for i, j in pairs]
         return torch.stack(dots).view(count, count)
-    dtype = common_dtype(itertools.chain(*joined))
+    dtype = common_dtype(itertools.chain(*columns))
     # Few numbers are multiplied in the widest dtype at once: that costs less than to look whether float32 was enough.
-    if dtype is wide or not on_host(joined[0][0]) or sum(x.numel() for x in joined[0]) <= _CHUNK:
+    if dtype is wide or not on_host(joined.small) or (not joined.large and joined.small.shape[1] <= _CHUNK):
         return _products(joined, wide)
     products = _products(joined, dtype)
     return products if _are_exact(products) else _products(joined, wide)
 
 
-def combine_into(destination: list[Tensor], joined: list[list[Tensor]], weights: Tensor, exact: bool) -> None:
+def combine_into(destination: list[Tensor], joined: Joined, weights: Tensor, exact: bool) -> None:
     """Write the weighted sum of gradients into tensors, which may be those of the first gradient.
 
     Args:
         destination: tensors of the shapes of a gradient.
-        joined: ``n`` gradients, what :func:`join` returned.
+        joined: ``n`` gradients; the first row of ``small`` is written to.
         weights: ``(n,)``.
         exact: sum in the widest dtype, where terms may cancel one another.
     """
     numbers = weights.tolist() if on_host(weights) else list(weights)
     large, small = _by_size(destination)
-    outputs = [*(destination[i] for i in large), *joined[0][len(large) :]]
-    for output, current, *guides in zip(outputs, *joined, strict=True):
+    outputs = [*(destination[i] for i in large), joined.small[0]]
+    for output, (current, *guides) in zip(outputs, [*joined.large, list(joined.small)], strict=True):
         dtype = widest(output.device) if exact else common_dtype([output, *guides])
         total = output.copy_(current).to(dtype)
         if on_host(weights):
@@ -160,10 +173,9 @@ def combine_into(destination: list[Tensor], joined: list[list[Tensor]], weights:
             for guide, weight in zip(guides, numbers[1:], strict=True):
                 total = torch.where(weight != 0, total + guide.to(dtype) * weight, total)
         output.copy_(total)
-    if small:
-        parts = torch.split(outputs[-1], [destination[i].numel() for i in small])
-        shaped = [part.view_as(destination[i]) for i, part in zip(small, parts, strict=True)]
-        torch._foreach_copy_([destination[i] for i in small], shaped)
+    parts = torch.split(joined.small[0], [destination[i].numel() for i in small])
+    for i, part in zip(small, parts, strict=True):
+        destination[i].copy_(part.view_as(destination[i]))
 
 
 def cancels(products: Tensor, weights: Tensor) -> bool:
@@ -187,14 +199,15 @@ def _are_exact(products: Tensor) -> bool:
     return not failed and float(factor.diagonal().amin()) > 0.1
 
 
-def _products(joined: list[list[Tensor]], dtype: torch.dtype) -> Tensor:
+def _products(joined: Joined, dtype: torch.dtype) -> Tensor:
     """The Gramian by products in ``dtype``, chunk by chunk, added up in the widest dtype."""
-    count, size, wide = len(joined), _chunk(joined[0][0]), widest(joined[0][0].device)
-    space = joined[0][0].new_empty(0, dtype=dtype)
-    products: list[Tensor] = []
-    for column in zip(*joined, strict=True):
+    count, size, wide = len(joined.small), _chunk(joined.small), widest(joined.small.device)
+    starts = range(0, joined.small.shape[1] or 1, size)
+    products = [_row_products(joined.small[:, start : start + size].to(dtype)).to(wide) for start in starts]
+    space = joined.small.new_empty(0, dtype=dtype)
+    for column in joined.large:
         vectors = [tensor.reshape(-1) for tensor in column]
-        for start in range(0, max(1, len(vectors[0])), size):
+        for start in range(0, len(vectors[0]), size):
             chunk = [vector[start : start + size].to(dtype) for vector in vectors]
             if count <= 3:  # dot products copy nothing
                 dots = {(i, j): torch.dot(chunk[i], chunk[j]) for i in range(count) for j in range(i, count)}
@@ -257,7 +270,7 @@ def _rows(gradients: Sequence[Gradient], names: Sequence[str] | None = None) -> 
     return rows
 
 
-def _combined(structure: Any, row: list[Tensor], joined: list[list[Tensor]], weights: Tensor, exact: bool) -> Any:
+def _combined(structure: Any, row: list[Tensor], joined: Joined, weights: Tensor, exact: bool) -> Any:
     """The weighted sum in the structure of a gradient, whose tensors are in ``row``."""
     tensors = [torch.empty_like(tensor) for tensor in row]
     combine_into(tensors, joined, weights, exact)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gaal_surgery.projection import gramian_of, join
+from gaal_surgery.projection import Joined, gramian_of, join
 
 
 class Shards:
@@ -42,7 +42,7 @@ class Shards:
                 parts[i] = whole.redistribute(placements=placements)
         return self.own(parts)
 
-    def gramian(self, rows: list[list[Tensor]], joined: list[list[Tensor]]) -> Tensor:
+    def gramian(self, rows: list[list[Tensor]], joined: Joined) -> Tensor:
         """The Gramian of whole gradients, of which this rank holds these parts."""
         if self._trivial:
             return gramian_of(joined)
