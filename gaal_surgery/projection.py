@@ -201,7 +201,8 @@ def _are_exact(products: Tensor) -> bool:
 
 def _products(joined: Joined, dtype: torch.dtype) -> Tensor:
     """The Gramian by products in ``dtype``, chunk by chunk, added up in the widest dtype."""
-    count, size, wide = len(joined.small), _chunk(joined.small), widest(joined.small.device)
+    count, wide = len(joined.small), widest(joined.small.device)
+    size = 8 * _chunk(joined.small) // count
     starts = range(0, joined.small.shape[1] or 1, size)
     products = [_row_products(joined.small[:, start : start + size].to(dtype)).to(wide) for start in starts]
     space = joined.small.new_empty(0, dtype=dtype)

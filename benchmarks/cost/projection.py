@@ -151,15 +151,23 @@ def combine_foreach(gradients: Gradients, weights: Tensor) -> None:
         torch._foreach_add_(gradients[0], torch._foreach_mul(guide, weight))
 
 
+def library_both(gradients: Gradients, weights: Tensor) -> None:
+    """Both passes of the library, as a step takes them: the small tensors are joined once."""
+    joined = join(gradients)
+    gramian_of(joined)
+    combine_into(gradients[0], joined, weights, exact=False)
+
+
 class Way(NamedTuple):
-    """A Gramian and a combination."""
+    """A Gramian and a combination, and both where they share work."""
 
     gramian: Callable[[Gradients], Tensor]
     combine: Callable[[Gradients, Tensor], None]
+    both: Callable[[Gradients, Tensor], None] | None = None
 
 
 WAYS = {
-    "library": Way(gramian, combine_library),
+    "library": Way(gramian, combine_library, library_both),
     "float64 blocks": Way(gramian_float64, combine_numbers),
     "scaled float32 blocks": Way(gramian_scaled, combine_numbers),
     "scaled float32 matrix": Way(gramian_matrix, combine_numbers),
@@ -190,8 +198,11 @@ def measure_stages(
 
     def both(way: Way) -> None:
         current = gradients()
-        way.gramian(current)
-        way.combine(current, weights)
+        if way.both is not None:
+            way.both(current, weights)
+        else:
+            way.gramian(current)
+            way.combine(current, weights)
 
     works: dict[str, Work] = {}
     for name, way in ways.items():
