@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -39,6 +40,9 @@ def _call(store, rank, count, function, args):
         "gloo", init_method=f"file://{store}", rank=rank, world_size=count, timeout=timedelta(minutes=2)
     )
     try:
-        return function(*args)
+        result = function(*args)
+        gc.collect()  # what is left of reducers keeps threads of older torch's groups from ending
+        dist.barrier()
+        return result
     finally:
         dist.destroy_process_group()
