@@ -43,6 +43,8 @@ doctest_global_setup = """
 import os
 os.environ["MPLBACKEND"] = "Agg"
 import torch
+import torch.nn.functional as F
+from gaal_surgery import *
 torch.set_num_threads(1)
 torch.manual_seed(0)
 """

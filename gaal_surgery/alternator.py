@@ -66,6 +66,21 @@ class GradientAlignedAlternator(Optimizer):
     Raises:
         TypeError: an argument is not of the kind above.
         ValueError: an argument is outside its range, ``optimizer`` needs a closure, or it does not hold ``shared``.
+
+    Example:
+        >>> encoders = torch.nn.ModuleDict({"image": torch.nn.Linear(16, 8), "table": torch.nn.Linear(4, 8)})
+        >>> head = torch.nn.Linear(8, 3)
+        >>> optimizer = GradientAlignedAlternator(torch.optim.Adam([*encoders.parameters(), *head.parameters()]), head)
+        >>> inputs = {"image": torch.randn(32, 16), "table": torch.randn(32, 4)}
+        >>> target = torch.randint(3, (32,))
+        >>> for turn in optimizer.turns("image", "table"):
+        ...     F.cross_entropy(head(encoders[turn.modality](inputs[turn.modality])), target).backward()
+        ...     for guide in turn.guides:
+        ...         optimizer.guide(guide, encoders[guide](inputs[guide]), target)
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+        >>> list(optimizer.stats.cosine_before)
+        ['image']
     """
 
     # The scaler unscales what it finds in param_groups and calls step; a fused inner optimizer must not claim more.

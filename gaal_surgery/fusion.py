@@ -26,6 +26,10 @@ def fuse_logits(logits: Logits, *, log_prior: Tensor | None = None) -> Tensor:
 
     Raises:
         ValueError: there are no logits, their shapes differ, or ``log_prior`` is not ``(C,)``.
+
+    Example:
+        >>> fuse_logits({"image": torch.tensor([[2.0, 0.0]]), "table": torch.tensor([[0.0, 1.0]])})
+        tensor([[1.0000, 0.5000]])
     """
     stacked = _stacked(logits.values() if isinstance(logits, Mapping) else logits)
     if log_prior is None:
@@ -47,6 +51,14 @@ class CalibratedFusion(nn.Module):
 
     Raises:
         ValueError: no modality, a name twice, or fewer than two classes.
+
+    Example:
+        >>> target = torch.tensor([0, 1, 0, 1])
+        >>> image = 4 * F.one_hot(target, 2).float()
+        >>> table = torch.zeros(4, 2)
+        >>> fusion = CalibratedFusion(["image", "table"], classes=2).fit([image, table], target)
+        >>> fusion({"image": image, "table": table}).argmax(dim=1)
+        tensor([0, 1, 0, 1])
     """
 
     def __init__(self, modalities: Sequence[str], classes: int) -> None:

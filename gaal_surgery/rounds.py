@@ -15,9 +15,12 @@ class Turn:
     """One modality's turn: ``modality`` trains, ``guides`` are the modalities whose guides its step respects.
 
     Example:
-        >>> turn = next(optimizer.turns("image", "table"))
-        >>> turn.modality, turn.guides
-        ('image', ('table',))
+        >>> head = torch.nn.Linear(8, 3)
+        >>> optimizer = GradientAlignedAlternator(torch.optim.SGD(head.parameters(), lr=0.1), head)
+        >>> for turn in optimizer.turns("image", "table"):
+        ...     print(turn.modality, turn.guides)
+        image ('table',)
+        table ('image',)
     """
 
     modality: str

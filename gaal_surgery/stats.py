@@ -82,6 +82,15 @@ class ConflictMonitor:
     """Collects the :class:`AlignmentStats` of a training run, and shows how often its modalities were in conflict.
 
     Call :meth:`update` after every step. Nothing is moved off the device until a table or a plot is asked for.
+
+    Example:
+        >>> monitor = ConflictMonitor()
+        >>> opposed = torch.tensor([[1.0, -1.0], [-1.0, 4.0]])
+        >>> monitor.update(AlignmentStats("image", ("table",), opposed, HalfSpace()(opposed)))
+        >>> monitor.history()["cosine_before"]
+        [-0.5]
+        >>> monitor.summary()[0]["conflict"]
+        1.0
     """
 
     def __init__(self) -> None:

@@ -132,7 +132,7 @@ class Orthogonal:
     """g minus its projection on the span of the guides, whatever the sign of the conflict: MLA's idea on gradients.
 
     Example:
-        >>> align(torch.tensor([1.0, 2.0]), [torch.tensor([0.0, 3.0])], Orthogonal())
+        >>> align(torch.tensor([1.0, 2.0]), [torch.tensor([0.0, 4.0])], Orthogonal())
         tensor([1., 0.])
     """
 
