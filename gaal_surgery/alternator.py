@@ -246,6 +246,9 @@ class GradientAlignedAlternator(Optimizer):
             self.base.step()
         return loss
 
+    if torch.__version__ < "2.8":  # whose compiler cannot follow the step: it runs as it is, between compiled graphs
+        step = torch.compiler.disable(step)  # type: ignore[no-untyped-call]
+
     def _choose(self, modality: str, logits: Tensor) -> Tensor:
         """Positions of a modality's most uncertain samples (Eqs. 6-7)."""
         scores = self.uncertainty(logits)

@@ -37,7 +37,7 @@ def _call(store, rank, count, function, args):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=count, timeout=timedelta(minutes=2)
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=count, timeout=timedelta(minutes=10)
     )
     try:
         result = function(*args)

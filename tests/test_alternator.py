@@ -1,7 +1,6 @@
 """What the alternator does: who steps when, how long guides live, and what a step leaves untouched."""
 
 import copy
-import inspect
 from functools import partial
 
 import numpy as np
@@ -595,57 +594,3 @@ def test_statistics_describe_the_step(batch):
     )
     assert float(stats.gradient_norm) == pytest.approx(norm, rel=1e-5)
     assert all(isinstance(value, torch.Tensor) and value.ndim == 0 for value in stats.coefficient.values())
-
-
-# Compilation.
-
-
-class PlainSGD(torch.optim.Optimizer):
-    """Without the decorator by which torch's own optimizers break the graph."""
-
-    def __init__(self, parameters):
-        super().__init__(parameters, {"lr": 0.1})
-
-    def step(self, closure=None):
-        with torch.no_grad():
-            for group in self.param_groups:
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        parameter.sub_(parameter.grad * group["lr"])
-
-
-@pytest.fixture
-def dynamo():
-    torch._dynamo.reset()
-    yield torch._dynamo
-    torch._dynamo.reset()
-
-
-@ALIGN
-@pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning")
-def test_the_aligned_step_compiles_into_one_graph(count, align, batch, dynamo):
-    def run(compiled):
-        model, optimizer = build(inner=PlainSGD, align=align, **OPPOSED)
-        step = torch.compile(optimizer.step, backend="eager", fullgraph=True) if compiled else optimizer.step
-        for _ in range(3):
-            evidence = backward(model, batch)
-            for guide in ("table", "audio")[:count]:
-                optimizer.guide(guide, *evidence)
-            step()
-            optimizer.zero_grad()
-            assert len(optimizer.stats.guides) == count
-        return model.state_dict()
-
-    torch.testing.assert_close(run(compiled=True), run(compiled=False))
-
-
-@ALIGN
-def test_the_only_graph_breaks_are_those_of_torchs_own_optimizers(align, batch, dynamo):
-    model, optimizer = build(inner=INNER["sgd"], align=align)
-    optimizer.guide("table", *backward(model, batch))
-    explanation = dynamo.explain(lambda: optimizer.step())()
-    breaks = [reason.user_stack[-1].filename for reason in explanation.break_reasons]
-    assert optimizer.stats.guides == ("table",)
-    assert breaks
-    assert set(breaks) == {inspect.getfile(torch.optim.Optimizer)}

@@ -7,6 +7,7 @@ import reference
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from heads import KINDS
 from processes import run_in_group
 from wrapped import ALIGN
 
@@ -94,6 +95,28 @@ def test_half_precision_with_scaling(align, fused):
         first = first or float(loss)
     assert float(loss) < 0.9 * first
     assert optimizer.stats.guides == ("image",)
+
+
+@ALIGN
+@pytest.mark.parametrize("max_norm", [None, 0.5])
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn with dropout"])
+def test_recurrent_heads_are_guided_by_cudnn(name, max_norm, align):
+    """As on the CPU, but for dropout, which the head has in its own turns alone."""
+    kind, moved = KINDS[name], {}
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        head = kind.build().to(device).eval()
+        inner = torch.optim.SGD(head.parameters(), lr=0.1)
+        rule = HalfSpace(0.9, relative=True)
+        optimizer = GradientAlignedAlternator(inner, head, align=align, rule=rule, max_norm=max_norm)
+        with torch.backends.cudnn.flags(enabled=False):  # the user's own backward pass in eval mode
+            features, target = kind.batch(seed=1)
+            F.cross_entropy(head(features.to(device)), target.to(device)).backward()
+        features, target = kind.batch(seed=2)
+        optimizer.guide("other", features.to(device), target.to(device))
+        optimizer.step()
+        moved[device] = [parameter.detach().cpu() for parameter in head.parameters()]
+    torch.testing.assert_close(moved["cuda"], moved["cpu"], rtol=1e-4, atol=1e-5)
 
 
 def train_on_own_gpu():

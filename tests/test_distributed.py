@@ -21,6 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 from gaal_surgery import GradientAlignedAlternator, HalfSpace
 from gaal_surgery import rows as library
 
+pytestmark = pytest.mark.slow  # starts processes
+
 SGD = partial(torch.optim.SGD, lr=0.3, momentum=0.9, weight_decay=1e-2)
 ADAMW = partial(torch.optim.AdamW, lr=0.02)
 CLASS_WEIGHTS = (1.0, 5.0, 0.2)

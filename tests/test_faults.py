@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import faults
+import pytest
+
+pytestmark = pytest.mark.slow  # kills processes
 
 
 def test_kills_at_random_moments_cost_no_more_than_the_epoch_in_progress():

@@ -6,7 +6,7 @@ import io
 import pytest
 import torch
 import torch.nn.functional as F
-from heads import KINDS, SAMPLES
+from heads import KINDS, SAMPLES, Recurrent
 from torch import nn
 
 from gaal_surgery import (
@@ -180,3 +180,16 @@ class TestEveryKind:
             torch.testing.assert_close(dict(head.named_parameters())[n], moved, rtol=1e-4, atol=1e-5)
         copy.deepcopy(head)
         torch.save(head.state_dict(), io.BytesIO())
+
+
+@pytest.mark.parametrize("cell", [nn.RNN, nn.LSTM, nn.GRU])
+def test_recurrent_layers_run_as_cudnn_can_differentiate_them(cell):
+    """cuDNN refuses a backward pass in eval mode: such a layer alone runs in training mode, with its dropout off."""
+    head = Recurrent(cell, num_layers=2, dropout=0.5)
+    found = []
+    head.cell.register_forward_pre_hook(lambda its, _: found.append((its.training, its.dropout, head.training)))
+    guide_gradient(head, torch.randn(4, 6, 5), torch.tensor([0, 1, 2, 0]), F.cross_entropy)
+    assert found == [(True, 0.0, False)]
+    assert (head.cell.training, head.cell.dropout, head.training) == (True, 0.5, True)
+    guide_gradient(head.eval(), torch.randn(4, 6, 5), torch.tensor([0, 1, 2, 0]), F.cross_entropy)
+    assert (head.cell.training, head.cell.dropout) == (False, 0.5)

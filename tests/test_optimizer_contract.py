@@ -142,6 +142,25 @@ def test_a_copy_of_the_optimizer_alone_has_parameters_of_its_own(duplicate, trai
     assert_identical(frozen_copy(model, optimizer), before)
 
 
+class WithNotes(GradientAlignedAlternator):
+    """What a user's subclass adds, in its constructor and later."""
+
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **settings)
+        self.notes = ["first"]
+
+
+@COPY
+def test_a_copy_of_a_subclass_keeps_what_it_added(duplicate):
+    model = reference.make_model()
+    optimizer = WithNotes(SGD(model.parameters()), model.head)
+    optimizer.name = "mine"
+    twin = duplicate(optimizer)
+    assert isinstance(twin, WithNotes)
+    assert (twin.notes, twin.name) == (["first"], "mine")
+    assert twin.notes is not optimizer.notes
+
+
 @COPY
 def test_a_copy_made_in_the_middle_of_a_turn_takes_the_same_step(duplicate, batch):
     model, optimizer = build()
@@ -352,6 +371,9 @@ WRONG_SETTINGS = {
     "loss_fn": ({"loss_fn": "cross_entropy"}, TypeError, "loss_fn"),
     "uncertainty": ({"uncertainty": 3}, TypeError, "uncertainty"),
     "rule": ({"rule": None}, TypeError, "rule"),
+    "rule_class": ({"rule": HalfSpace}, TypeError, r"rule.*HalfSpace\(\)"),
+    "loss_fn_class": ({"loss_fn": nn.CrossEntropyLoss}, TypeError, r"loss_fn.*CrossEntropyLoss\(\)"),
+    "uncertainty_class": ({"uncertainty": nn.Softmax}, TypeError, r"uncertainty.*Softmax\(\)"),
     "lbfgs": ({"inner": lbfgs}, ValueError, "LBFGS"),
     "needs_closure": ({"inner": partial(NeedsClosure, lr=0.1)}, ValueError, "NeedsClosure"),
     "not_an_optimizer": ({"inner": list}, TypeError, "optimizer"),
@@ -381,6 +403,12 @@ def test_a_wrong_shared_module_is_refused_by_name(shared, error):
     model = reference.make_model()
     with pytest.raises(error, match="shared"):
         GradientAlignedAlternator(SGD(model.parameters()), shared(model))
+
+
+def test_a_complex_parameter_is_refused_by_name():
+    head = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3, dtype=torch.complex64))
+    with pytest.raises(ValueError, match=r"shared \(Sequential\).*complex.*1\.weight, 1\.bias"):
+        GradientAlignedAlternator(SGD(head.parameters()), head)
 
 
 def test_maximize_is_followed_by_gradient_alignment(batch):
@@ -445,13 +473,53 @@ def test_a_step_that_cannot_be_aligned_changes_nothing(settings, features, error
     assert model.head.training
 
 
-def test_a_rule_of_a_wrong_shape_changes_nothing(batch):
-    model, optimizer = build(rule=lambda gramian: gramian)
-    optimizer.guide("table", *backward(model, batch))
+def raising(gramian):
+    raise KeyError("mistake of the rule's own")
+
+
+WRONG_RULES = {
+    "raises": (raising, 1, KeyError, "mistake"),
+    "wrong_shape": (lambda gramian: gramian, 1, ValueError, "rule"),
+    "too_few": (lambda gramian: gramian[0, :1], 1, ValueError, "rule"),
+    "no_tensor": (lambda gramian: gramian[0].tolist(), 1, TypeError, "rule"),
+    "too_many_guides": (HalfSpace(), 13, ValueError, "13.*guides='previous'"),
+}
+
+
+@ALIGN
+@pytest.mark.parametrize(("rule", "count", "error", "name"), WRONG_RULES.values(), ids=WRONG_RULES)
+def test_a_rule_that_fails_changes_nothing(rule, count, error, name, align, batch):
+    model, optimizer = build(rule=rule, align=align)
+    features, target = backward(model, batch)
+    for guide in range(count):
+        optimizer.guide(f"guide {guide}", features, target)
     before = frozen_copy(model, optimizer)
-    with pytest.raises(ValueError, match="rule"):
+    for _ in range(2):  # nor the second time
+        with pytest.raises(error, match=name):
+            optimizer.step()
+        assert_identical(frozen_copy(model, optimizer), before)
+
+
+class CountsItself:
+    """A rule with a state, as a schedule of margins has."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, gramian):
+        self.asked.append(gramian)
+        return HalfSpace()(gramian)
+
+
+def test_update_alignment_tries_a_rule_once_for_each_number_of_guides(batch):
+    model, optimizer = build(rule=CountsItself(), align="update")
+    for guides in (["table"], ["table"], ["table", "sound"], ["table"]):
+        for name in guides:
+            optimizer.guide(name, *backward(model, batch))
         optimizer.step()
-    assert_identical(frozen_copy(model, optimizer), before)
+        optimizer.zero_grad()
+    tried = [bool((gramian == torch.eye(len(gramian))).all()) for gramian in optimizer.rule.asked]
+    assert tried == [True, False, False, True, False, False]
 
 
 def test_a_sparse_gradient_is_refused(batch):

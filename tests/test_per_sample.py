@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from strategies import bits
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gaal_surgery import guide_gradient, per_sample_gradients, per_sample_norms
 
@@ -305,3 +306,48 @@ def test_a_head_without_trainable_parameters_has_gradients_of_norm_zero():
     features, target = torch.randn(4, 3), torch.zeros(4).long()
     assert guide_gradient(head, features, target, F.cross_entropy, max_norm=1.0) == {}
     torch.testing.assert_close(per_sample_norms(head, features, target, F.cross_entropy), torch.zeros(4))
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers in a tensor that any operation made."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        for tensor in output if isinstance(output, (tuple, list)) else [output]:
+            if isinstance(tensor, torch.Tensor):
+                self.numbers = max(self.numbers, tensor.numel())
+        return output
+
+
+def routed(features):
+    """``vmap`` cannot follow: the shapes depend on the data."""
+    return torch.cat([features[features[:, 0] > 0], features[features[:, 0] <= 0]])
+
+
+CLIPPED = {
+    "layers": lambda: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.GELU(), nn.Linear(64, CLASSES)),
+    "rows": lambda: hooked_linear_of(64, before=routed),
+}
+
+
+def hooked_linear_of(width, before):
+    head = nn.Linear(width, CLASSES)
+    head.register_forward_pre_hook(lambda module, inputs: (before(*inputs),))
+    return head
+
+
+@pytest.mark.parametrize("name", CLIPPED)
+def test_clipping_holds_the_gradient_of_one_sample_at_most(name):
+    """By the closed form no sample's gradient is made, row by row one at a time."""
+    head, samples = CLIPPED[name](), 50
+    features, target = torch.randn(samples, 64), torch.randint(CLASSES, (samples,))
+    with Largest() as largest:
+        guide_gradient(head, features, target, F.cross_entropy, max_norm=1e-3)
+    assert largest.numbers <= features.numel() + 64 * 64
+    with Largest() as largest:
+        per_sample_gradients(head, features, target, F.cross_entropy)
+    assert largest.numbers >= samples * CLASSES * 64  # what this test would see

@@ -189,6 +189,7 @@ def execute(*arguments: object, **options: object) -> subprocess.CompletedProces
     )
 
 
+@pytest.mark.slow
 def test_table1_trains_what_is_missing_and_nothing_twice(small_set: Path, tmp_path: Path):
     options = {"rows": "[image, gaal]", "trials": 2}
     first = execute("table1.py", small_set, tmp_path, **options)
@@ -211,6 +212,7 @@ def test_table1_trains_what_is_missing_and_nothing_twice(small_set: Path, tmp_pa
     assert (tmp_path / "missing-small.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_killed_worker_loses_nothing_that_was_finished(small_set: Path, tmp_path: Path):
     options = {"rows": "[table, image, gaal]", "trials": 1, "machine.jobs": 1}
     process = subprocess.Popen(
@@ -218,10 +220,8 @@ def test_a_killed_worker_loses_nothing_that_was_finished(small_set: Path, tmp_pa
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     path = tmp_path / "runs.csv"
-    deadline = time.monotonic() + 120
     while not path.exists() or len(path.read_text().splitlines()) < 2:
         assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
         time.sleep(0.02)
     workers = ["pgrep", "--parent", str(process.pid), "--full", "spawn_main"]
     for worker in subprocess.run(workers, capture_output=True, text=True, check=True).stdout.split():
@@ -240,6 +240,7 @@ def test_a_killed_worker_loses_nothing_that_was_finished(small_set: Path, tmp_pa
     assert len(lines_now) == 1 + 3 * 2
 
 
+@pytest.mark.slow
 def test_a_failing_run_is_named_and_the_others_are_kept(tmp_path: Path):
     broken = tmp_path / "broken.yaml"
     broken.write_text("dataset: csv\npath: nowhere.csv\nimage_column: a\ntarget_column: b\n")
@@ -250,6 +251,7 @@ def test_a_failing_run_is_named_and_the_others_are_kept(tmp_path: Path):
     assert "nowhere.csv does not exist" in log.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -266,6 +268,7 @@ def test_unknown_names_are_refused(small_set: Path, tmp_path: Path, options: dic
     assert not (tmp_path / "runs.csv").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["ablation", "sensitivity", "convergence", "conflict"])
 def test_every_figure_has_data_and_a_picture(script: str, small_set: Path, tmp_path: Path):
     drawn = execute(f"{script}.py", small_set, tmp_path, seeds=1)

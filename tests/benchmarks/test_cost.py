@@ -48,6 +48,7 @@ def assert_ratio_to(table: pd.DataFrame, ratio: str, value: str, baseline: str, 
     np.testing.assert_allclose(table[ratio], expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_steps(tmp_path: Path):
     step.main(["small"], [4], [5, 3], [2, 3], image_size=16, repeats=1, out=tmp_path)
     size = ["encoder", "batch", "classes", "modalities"]
@@ -72,6 +73,7 @@ def test_guided_ways_have_guides_and_others_have_none():
             assert bool(way.args[0].stats.guides) == (name != "plain")
 
 
+@pytest.mark.slow
 def test_guide_gradients(tmp_path: Path):
     guide.main(["6x3", "8x4"], [2, 20], hidden=5, repeats=1, out=tmp_path)
     table = read(tmp_path, "guide")
@@ -97,6 +99,7 @@ def test_ways_to_the_guide_gradient_agree():
     torch.testing.assert_close(guide.closed_form(head, features, target, 0.5), list(clipped.values()))
 
 
+@pytest.mark.slow
 def test_projections(tmp_path: Path):
     projection.main(["6x3", "3*2x2"], [1, 2], compiled=False, repeats=1, out=tmp_path)
     table = read(tmp_path, "projection")
@@ -125,6 +128,7 @@ def test_ways_to_project_agree(way: str, shapes: str, weights: list[float], monk
     torch.testing.assert_close(gradients[0], expected)
 
 
+@pytest.mark.slow
 def test_scaling(tmp_path: Path):
     scaling.main([4, 8], [3], [5], [1, 2], [1, 2], repeats=1, out=tmp_path)
     table = read(tmp_path, "scaling")

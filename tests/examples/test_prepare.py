@@ -97,6 +97,7 @@ runpy.run_path(script, run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_a_killed_preparation_goes_on(archives: Path, tmp_path: Path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -21,8 +21,7 @@ from tabular_image.callbacks import EpochSeed
 from tabular_image.methods import METHODS
 from tabular_image.report import _confusion
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "examples" / "tabular_image" / "train.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "tabular_image" / "train.py"
 WRITTEN = ["config.yaml", "metrics.csv", "best.ckpt", "last.ckpt", "results.json", "predictions.csv"]
 MONITORED = ("alternating", "gaal", "gaal_star")
 IMAGE_ALONE = ("image", "kd", "mfh", "fmr", "mmcl", "charms", "gaal_star")
@@ -93,6 +92,7 @@ def assert_same_run(first, second):
         assert all(torch.equal(tensors[key], others[key]) for key in tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_leaves_everything_in_its_folder(method, arguments, tmp_path, capsys):
     out = tmp_path / "run"
@@ -154,7 +154,7 @@ def test_the_lowest_loss_among_the_best_epochs_is_tested(arguments, tmp_path):
     assert torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"] == chosen
 
 
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}  # the script finds its own package
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -165,16 +165,15 @@ def kill_in_mid_training(command, out):
         **{"env": ENVIRONMENT, "cwd": out.parent, "text": True, "start_new_session": True},
         **{"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE},
     )
-    deadline = time.monotonic() + 120
     while not ((out / "last.ckpt").exists() and len(metrics(out)) >= 3):
         assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert not (out / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_result(arguments, tmp_path):
     whole, killed, moved = (tmp_path / name for name in ("whole", "killed", "moved"))
     assert train.main(arguments(whole, **STATEFUL)) == 0
@@ -184,6 +183,7 @@ def test_a_killed_run_resumes_to_the_same_result(arguments, tmp_path):
     assert_same_run(whole, moved)
 
 
+@pytest.mark.slow
 def test_two_processes_killed_and_resumed_by_torchrun_end_as_two_uninterrupted_ones(arguments, tmp_path):
     """Guides are fresh: of cached ones a checkpoint holds those of the first process."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -289,6 +289,7 @@ def weights_of_ranks(tmp_path_factory):
     return run_in_group(2, train_on_this_rank, tmp_path_factory.mktemp("ranks"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", GUIDANCE)
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_two_processes_equal_one_on_the_joint_batch(trainer, guidance, weights_of_ranks):
@@ -298,6 +299,7 @@ def test_two_processes_equal_one_on_the_joint_batch(trainer, guidance, weights_o
         np.testing.assert_allclose(first[name], weight, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", ACCUMULATION)
 def test_two_processes_accumulate_as_one_does(trainer, weights_of_ranks):
     first, second = (weights[trainer, "accumulated"] for weights in weights_of_ranks)
@@ -306,6 +308,7 @@ def test_two_processes_accumulate_as_one_does(trainer, weights_of_ranks):
         np.testing.assert_allclose(first[name], weight, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_two_processes_with_fresh_guides_resume_to_the_bit(trainer, weights_of_ranks):
     for weights in weights_of_ranks:
@@ -313,6 +316,7 @@ def test_two_processes_with_fresh_guides_resume_to_the_bit(trainer, weights_of_r
         np.testing.assert_equal(resumed, through)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_two_processes_with_cached_guides_resume_with_those_of_rank_0(trainer, weights_of_ranks):
     """The first turn is guided by half the batch, on both ranks: they agree, with each other alone."""
@@ -339,6 +343,7 @@ def whole_arrays(model):
     return {name: weight.numpy() for name, weight in state.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", GUIDANCE)
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_plain_pytorch_in_two_processes_equals_one_on_the_joint_batch(parallel, guidance, tmp_path):
@@ -363,6 +368,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_a_script_runs_by_itself(trainer, tmp_path, monkeypatch, capsys):
     script = SCRIPTS / f"with_{trainer}.py"

@@ -1,6 +1,7 @@
 """``torch.compile`` of the model, of the step, and of the loop's body: same training, no graph for every turn."""
 
 import copy
+import inspect
 import shutil
 from contextlib import contextmanager
 from functools import partial
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from reference import assert_identical, frozen_copy
 from torch.distributed.checkpoint.state_dict import get_state_dict
-from wrapped import ADAMW, ALIGN, DEMANDING, RECIPE, SGD, build
+from wrapped import ADAMW, ALIGN, DEMANDING, RECIPE, SGD, backward, build
 
 from gaal_surgery import GradientAlignedAlternator
 
@@ -22,6 +23,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
     pytest.mark.filterwarnings("ignore:`torch._prims_common.check` is deprecated:FutureWarning"),  # inductor
 ]
+
+in_one_graph = pytest.mark.skipif(
+    torch.__version__ < "2.8", reason="torch before 2.8 does not compile the step, which runs as it is between graphs"
+)
+of_torchs_modules = pytest.mark.skipif(
+    torch.__version__ < "2.14", reason="torch before 2.14 does not compile its own containers in place"
+)
 
 
 @pytest.fixture
@@ -53,8 +61,7 @@ def compiled(function, backend="eager"):
 
 
 def replaced(model):
-    # Not in one graph: in the middle of torch.func the compiled module runs as it is (pytorch#128711).
-    model.head = torch.compile(model.head, backend="aot_eager")
+    model.head = compiled(model.head, "aot_eager")
     return model.head
 
 
@@ -74,7 +81,15 @@ def encoders(model):
     return model.head
 
 
-PLACES = pytest.mark.parametrize("place", [replaced, in_place, in_calls_alone, encoders])
+PLACES = pytest.mark.parametrize(
+    "place",
+    [
+        replaced,
+        pytest.param(in_place, marks=of_torchs_modules),
+        in_calls_alone,
+        pytest.param(encoders, marks=of_torchs_modules),
+    ],
+)
 
 
 def train_with_compiled(place, *, align="gradient"):
@@ -121,7 +136,7 @@ def test_checkpoints_of_compiled_and_uncompiled_training_are_interchangeable(pla
 class PlainSGD(torch.optim.Optimizer):
     """Torch's own optimizers break the graph on purpose; this one has nothing to break it."""
 
-    def __init__(self, parameters, lr):
+    def __init__(self, parameters, lr=0.1):
         super().__init__(parameters, {"lr": lr})
 
     def step(self):
@@ -129,6 +144,37 @@ class PlainSGD(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     parameter.sub_(group["lr"] * parameter.grad)
+
+
+@ALIGN
+@pytest.mark.parametrize("count", [1, 2])
+@in_one_graph
+def test_the_aligned_step_compiles_into_one_graph(count, align, batch, dynamo):
+    def run(compile_):
+        model, optimizer = build(inner=PlainSGD, align=align, rule=DEMANDING)
+        step = compile_(optimizer.step)
+        for _ in range(3):
+            evidence = backward(model, batch)
+            for guide in ("table", "audio")[:count]:
+                optimizer.guide(guide, *evidence)
+            step()
+            optimizer.zero_grad()
+            assert len(optimizer.stats.guides) == count
+        return model.state_dict()
+
+    torch.testing.assert_close(run(compiled), run(lambda step: step))
+
+
+@ALIGN
+@in_one_graph
+def test_the_only_graph_breaks_are_those_of_torchs_own_optimizers(align, batch, dynamo):
+    model, optimizer = build(inner=SGD, align=align)
+    optimizer.guide("table", *backward(model, batch))
+    explanation = dynamo.explain(lambda: optimizer.step())()
+    breaks = [reason.user_stack[-1].filename for reason in explanation.break_reasons]
+    assert optimizer.stats.guides == ("table",)
+    assert breaks
+    assert set(breaks) == {inspect.getfile(torch.optim.Optimizer)}
 
 
 def forward(model, modality, inputs, target):
@@ -172,6 +218,7 @@ def assert_trained_alike(one, other):
         ("others", "fresh", "update"),
     ],
 )
+@in_one_graph
 def test_the_step_is_one_graph_a_modality_however_long_training_lasts(guides, recipe, align, dynamo):
     modalities = ("image", "table", "audio")
     inner = partial(PlainSGD, lr=torch.tensor(0.1))
@@ -193,6 +240,7 @@ def test_the_step_is_one_graph_a_modality_however_long_training_lasts(guides, re
     [(partial(SGD, lr=0.1), "gradient"), (partial(ADAMW, lr=0.01), "update")],
     ids=["sgd_momentum", "adamw"],
 )
+@in_one_graph
 def test_around_torchs_own_optimizers_nothing_is_compiled_again(inner, align, dynamo):
     """Their breaks are theirs: the only reason that dynamo counts."""
     inner = partial(inner, lr=torch.tensor(inner.keywords["lr"]))
@@ -210,6 +258,7 @@ def test_around_torchs_own_optimizers_nothing_is_compiled_again(inner, align, dy
     assert_trained_alike(model, twin)
 
 
+@in_one_graph
 def test_a_whole_turn_may_be_compiled(dynamo):
     """Breaks at the backward pass, which dynamo leaves to autograd, do not make it compile again."""
     model, optimizer = build(inner=partial(PlainSGD, lr=torch.tensor(0.1)), rule=DEMANDING)
@@ -237,6 +286,7 @@ def test_a_whole_turn_may_be_compiled(dynamo):
     assert_trained_alike(model, twin)
 
 
+@in_one_graph
 def test_compiled_code_computes_the_same(dynamo):
     backend = "inductor" if shutil.which("c++") or shutil.which("g++") else "aot_eager"
     model, optimizer = build(inner=partial(PlainSGD, lr=torch.tensor(0.1)), align="update", rule=DEMANDING)
@@ -246,4 +296,18 @@ def test_compiled_code_computes_the_same(dynamo):
     history = train(optimizer, model, batches, forward=parts[0], guide_and_step=parts[1])
     assert any(map(any, history))
     assert train(its_optimizer, twin, batches) == history
+    assert_trained_alike(model, twin)
+
+
+@pytest.mark.skipif(torch.__version__ >= "2.8", reason="torch 2.8 and newer compile the step")
+@ALIGN
+def test_where_the_step_cannot_be_compiled_it_runs_as_it_is(align, dynamo):
+    inner = partial(PlainSGD, lr=torch.tensor(0.1))
+    model, optimizer = build(inner=inner, align=align, rule=DEMANDING)
+    twin, its_optimizer = copy.deepcopy((model, optimizer))
+    batches = reference.make_batches(4)
+    history = train(optimizer, model, batches, guide_and_step=torch.compile(guide_and_step, backend="eager"))
+    assert graphs()
+    assert train(its_optimizer, twin, batches) == history
+    assert any(map(any, history))
     assert_trained_alike(model, twin)

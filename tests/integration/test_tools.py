@@ -273,7 +273,7 @@ def test_a_head_that_a_tool_rewrote_is_aligned_in_the_parameters_it_trains(head,
 @ALIGN
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_activations_may_be_checkpointed_around_the_head(use_reentrant, align):
-    """Inside the head they may not: guides need ``torch.func``, which does not support it."""
+    """Inside the head they may be too: ``tests/heads.py`` has both kinds."""
     model, optimizer = build(inner=SGD, align=align)
     twin, its_optimizer = copy.deepcopy((model, optimizer))
     for inputs, target in reference.make_batches(4):

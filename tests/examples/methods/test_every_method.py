@@ -46,6 +46,7 @@ def test_one_seed_starts_all_encoders_alike(name):
         assert equal_states(encoder.state_dict(), reference.encoders[modality].state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize(("schedule", "rate"), [("none", 1.0), ("step", 0.01), ("cosine", 0.5)])
 def test_schedules_step_once_an_epoch(name, schedule, rate):

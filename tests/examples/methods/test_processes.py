@@ -11,6 +11,8 @@ from tabular_image import train
 from tabular_image.methods import METHODS
 from toy import build, toy_data
 
+pytestmark = pytest.mark.slow  # starts processes
+
 SEVERAL = [name for name, method in METHODS.items() if method.several_processes]
 
 
