@@ -107,10 +107,12 @@ def test_with_cached_guides(align):
 
 
 @pytest.mark.parametrize("max_norm", [None, 1.0])
-@pytest.mark.parametrize("name", ["routing", "recurrent", "transformer", "checkpoint", "batch_statistics", "function"])
+@pytest.mark.parametrize(
+    "name", ["straight_through", "recurrent", "transformer", "checkpoint", "batch_statistics", "function"]
+)
 def test_with_heads_that_vmap_cannot_follow(name, max_norm):
     kinds = {
-        "routing": lambda: KINDS["quantisation-aware"].build(),
+        "straight_through": KINDS["quantisation-aware"].build,
         "recurrent": lambda: Recurrent(nn.GRU),
         "transformer": KINDS["transformer"].build,
         "checkpoint": KINDS["checkpoint inside"].build,

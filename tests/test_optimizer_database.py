@@ -172,14 +172,23 @@ def test_hooks_fire_around_the_step_and_groups_are_added(setting):
     optimizer.register_step_pre_hook(lambda *_: events.append("before"))
     inner.register_step_pre_hook(lambda *_: events.append("inner"))
     optimizer.register_step_post_hook(lambda *_: events.append("after"))
-    optimizer.add_param_group({"params": [*model.encoders.parameters()], "lr": inner.param_groups[0]["lr"]})
+    group = {"params": [*model.encoders.parameters()], "lr": inner.param_groups[0]["lr"]}
+    if setting.optimizer is torch.optim.Adagrad and torch.__version__ < "2.8":
+        with pytest.raises(KeyError, match="sum"):  # torch's own: its Adagrad makes no state for an added group
+            stepped_with(optimizer, group, model)
+        return
     before = frozen_copy(model.encoders)
-    backward(model, reference.make_batches(1)[0], "image")
-    optimizer.step()
+    stepped_with(optimizer, group, model)
     assert events == ["before", "inner", "after"]
     assert len(inner.param_groups) == 2
     frozen = float(inner.param_groups[1]["lr"]) == 0
     assert frozen or not torch.equal(model.encoders["image"][0].weight, before[0]["image.0.weight"])
+
+
+def stepped_with(optimizer, group, model):
+    optimizer.add_param_group(group)
+    backward(model, reference.make_batches(1)[0], "image")
+    optimizer.step()
 
 
 def test_an_optimizer_that_needs_its_closure_again_is_refused():

@@ -18,6 +18,7 @@ from gaal_surgery import GradientAlignedAlternator
 
 # What torch's compiler says of torch's own code.
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning"),
     # To make a fake tensor, dynamo looks at the gradient of what torch.func puts in the place of a parameter.
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
