@@ -8,7 +8,7 @@ import pytest
 import reference
 import torch
 import torch.nn.functional as F
-from heads import KINDS, Recurrent
+from heads import KINDS
 from torch import nn
 from wrapped import ALIGN
 
@@ -49,6 +49,7 @@ HEADS = {
     "norm_and_dropout": lambda: nn.Sequential(nn.BatchNorm1d(reference.HIDDEN), nn.Dropout(), nn.Linear(4, 3)),
     "used_twice": lambda: nn.Sequential(*[nn.Linear(reference.HIDDEN, reference.HIDDEN)] * 2, nn.Linear(4, 3)),
 }
+HARD_KINDS = ["quantisation-aware", "gru", "transformer", "checkpoint inside", "batch statistics", "old-form function"]
 MODALITIES = ("a", "b", "c")
 
 
@@ -107,21 +108,11 @@ def test_with_cached_guides(align):
 
 
 @pytest.mark.parametrize("max_norm", [None, 1.0])
-@pytest.mark.parametrize(
-    "name", ["straight_through", "recurrent", "transformer", "checkpoint", "batch_statistics", "function"]
-)
+@pytest.mark.parametrize("name", HARD_KINDS)
 def test_with_heads_that_vmap_cannot_follow(name, max_norm):
-    kinds = {
-        "straight_through": KINDS["quantisation-aware"].build,
-        "recurrent": lambda: Recurrent(nn.GRU),
-        "transformer": KINDS["transformer"].build,
-        "checkpoint": KINDS["checkpoint inside"].build,
-        "batch_statistics": KINDS["batch statistics"].build,
-        "function": KINDS["old-form function"].build,
-    }
-    shapes = {"recurrent": (8, 6, 5), "transformer": (8, 3, 4)}
-    head = kinds[name]().to("meta")
-    features = torch.randn(shapes.get(name, (8, 5)), device="meta")
+    kind = KINDS[name]
+    head = kind.build().to("meta")
+    features = torch.randn(8, *kind.shape, device="meta")
     target = torch.zeros(8, dtype=torch.long, device="meta")
     gradient = guide_gradient(head, features, target, F.cross_entropy, max_norm=max_norm)
     assert {key: x.shape for key, x in gradient.items()} == {key: x.shape for key, x in head.named_parameters()}
