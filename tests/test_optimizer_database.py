@@ -173,7 +173,7 @@ def test_hooks_fire_around_the_step_and_groups_are_added(setting):
     inner.register_step_pre_hook(lambda *_: events.append("inner"))
     optimizer.register_step_post_hook(lambda *_: events.append("after"))
     group = {"params": [*model.encoders.parameters()], "lr": inner.param_groups[0]["lr"]}
-    if setting.optimizer is torch.optim.Adagrad and torch.__version__ < "2.8":
+    if setting.optimizer is torch.optim.Adagrad and torch.__version__ < "2.13":
         with pytest.raises(KeyError, match="sum"):  # torch's own: its Adagrad makes no state for an added group
             stepped_with(optimizer, group, model)
         return
