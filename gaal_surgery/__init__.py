@@ -1,6 +1,7 @@
 """Gradient surgery for alternating multimodal learning."""
 
 from gaal_surgery.alternator import GradientAlignedAlternator
+from gaal_surgery.features import FreshFeatures
 from gaal_surgery.fusion import CalibratedFusion, fuse_logits
 from gaal_surgery.guidance import entropy, guide_gradient, select_uncertain
 from gaal_surgery.per_sample import per_sample_gradients, per_sample_norms
@@ -11,6 +12,7 @@ from gaal_surgery.surgery import DualFloor, HalfSpace, Orthogonal
 
 __version__ = "0.1.0"
 
-__all__ = ["AlignmentStats", "CalibratedFusion", "ConflictMonitor", "DualFloor", "GradientAlignedAlternator"]
-__all__ += ["HalfSpace", "Orthogonal", "Turn", "align", "combine", "entropy", "fuse_logits", "gramian"]
-__all__ += ["guide_gradient", "per_sample_gradients", "per_sample_norms", "select_uncertain"]
+__all__ = ["AlignmentStats", "CalibratedFusion", "ConflictMonitor", "DualFloor", "FreshFeatures"]
+__all__ += ["GradientAlignedAlternator", "HalfSpace", "Orthogonal", "Turn", "align", "combine", "entropy"]
+__all__ += ["fuse_logits", "gramian", "guide_gradient", "per_sample_gradients", "per_sample_norms"]
+__all__ += ["select_uncertain"]

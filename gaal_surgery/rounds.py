@@ -50,6 +50,7 @@ class Round:
         turn: whose turn it is; None outside a round.
         modalities: of the open round; empty outside.
         turns_begun: how many turns have begun, over all rounds.
+        last_turns: by modality, the number of its last turn.
         evidence: by modality.
         stats: of the last step.
     """
@@ -57,6 +58,7 @@ class Round:
     turn: Turn | None = None
     modalities: tuple[str, ...] = ()
     turns_begun: int = 0
+    last_turns: dict[str, int] = field(default_factory=dict)
     evidence: dict[str, Evidence] = field(default_factory=dict)
     stats: AlignmentStats = field(default_factory=AlignmentStats)
 
@@ -68,8 +70,18 @@ class Round:
         self.turn, self.modalities = turn, modalities
         if turn is not None:
             self.turns_begun += 1
+            self.last_turns[turn.modality] = self.turns_begun
             oldest = self.turns_begun - len(modalities) + 1
             self.evidence = {name: its for name, its in self.evidence.items() if its.recorded >= oldest}
+
+    @property
+    def now(self) -> int:
+        """The number of the open turn, or outside a round of the turn that comes next."""
+        return self.turns_begun + (self.turn is None)
+
+    def has_stepped(self, modality: str, since: int) -> bool:
+        """Whether a turn of the modality has ended since :attr:`now` was ``since``."""
+        return since <= self.last_turns.get(modality, -1) < self.now
 
     def record(self, modality: str, features: Tensor, target: Tensor, keep: bool) -> None:
         """Take a batch for a modality's evidence in place of an earlier one, or only forget that one."""

@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from gaal_surgery import GradientAlignedAlternator, HalfSpace
+from gaal_surgery import FreshFeatures, GradientAlignedAlternator, HalfSpace
 from gaal_surgery import rows as library
 
 pytestmark = pytest.mark.slow  # starts processes
@@ -62,6 +62,22 @@ def one_wrapper(model):
     return {name: partial(joint, name) for name in model.encoders}, lambda outputs: outputs[1]
 
 
+class OnFeatures(nn.Module):
+    """The model behind one forward that takes features: the graph behind them leads to their encoder."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, features):
+        return self.model.head(features)
+
+
+def one_wrapper_on_features(model):
+    """A wrapper of the whole model, which has to be entered last; encoders run outside of it."""
+    return model.encoders, DistributedDataParallel(OnFeatures(model), find_unused_parameters=True)
+
+
 @dataclass(frozen=True)
 class Case:
     """A training run, and the rows of every batch that each rank has."""
@@ -103,13 +119,18 @@ def train(case, group=None):
     optimizer = GradientAlignedAlternator(case.inner(model.parameters()), model.head, **settings)
     history = []
     for inputs, target in case.batches():
+        own = {name: case.own(rows) for name, rows in inputs.items()}
+        passes = FreshFeatures(optimizer, encoders, own)
         for turn in optimizer.turns(*case.modalities):
-            features = encoders[turn.modality](case.own(inputs[turn.modality]))
+            features = passes[turn.modality] if case.recipe == "shared" else encoders[turn.modality](own[turn.modality])
             case.loss(head(features), target).backward()
+            if case.recipe == "shared":
+                for guide in turn.guides:
+                    optimizer.guide(guide, passes[guide], case.own(target))
             if case.recipe == "fresh":
                 for guide in turn.guides:
                     with torch.no_grad():
-                        optimizer.guide(guide, model.encoders[guide](case.own(inputs[guide])), case.own(target))
+                        optimizer.guide(guide, model.encoders[guide](own[guide]), case.own(target))
             optimizer.step()
             if case.recipe == "cached":
                 features = features[0] if isinstance(features, tuple) else features
@@ -143,7 +164,7 @@ def assert_equal_to_one_process(case, tolerance=1e-12):
 
 SHARDS = pytest.mark.parametrize("shards", [(4, 4), (5, 3), (8, 0), (3, 1, 4)], ids=str)
 ALIGN = pytest.mark.parametrize("align", ["gradient", "update"])
-RECIPE = pytest.mark.parametrize("recipe", ["fresh", "cached"])
+RECIPE = pytest.mark.parametrize("recipe", ["fresh", "shared", "cached"])
 
 
 @SHARDS
@@ -207,9 +228,24 @@ PARALLEL = {
 
 
 @pytest.mark.parametrize("parallel", PARALLEL.values(), ids=PARALLEL)
-@RECIPE
+@pytest.mark.parametrize("recipe", ["fresh", "cached"])
 def test_under_distributed_data_parallel(parallel, recipe):
     assert_equal_to_one_process(Case((4, 4), recipe=recipe, parallel=parallel))
+
+
+HELD_PASSES = {
+    "bucket_views": PARALLEL["bucket_views"],
+    "find_unused_parameters": PARALLEL["find_unused_parameters"],
+    "one_wrapper_on_features": one_wrapper_on_features,
+}
+
+
+@pytest.mark.parametrize("parallel", HELD_PASSES.values(), ids=HELD_PASSES)
+@ALIGN
+def test_a_pass_may_be_held_over_another_modules_step(parallel, align):
+    """The last encoder's pass serves as a guide while other encoders, and the head, are reduced and step."""
+    settings = {"align": align, "guides": "others"}
+    assert_equal_to_one_process(Case((5, 3), ("a", "b", "c"), "shared", parallel=parallel, settings=settings))
 
 
 def accumulate(wrap):
@@ -273,6 +309,8 @@ def shard_and_replicate(model):
 
 
 SHARDED = {
+    "shared_passes": Case((4, 4), ("a", "b", "c"), "shared", parallel=shard_all, settings={"guides": "others"}),
+    "shared_passes_by_layer": Case((5, 3), recipe="shared", parallel=shard_layers_of_the_head, head=mlp),
     "all": Case((4, 4), parallel=shard_all),
     "three_ranks": Case((2, 2, 2), parallel=shard_all),
     "encoders": Case((4, 4), parallel=shard_encoders),
