@@ -8,10 +8,10 @@ from sklearn.preprocessing import StandardScaler
 from tabular_image.data.digits import digits
 from torch import Tensor, nn
 
-from gaal_surgery import ConflictMonitor, GradientAlignedAlternator, fuse_logits
+from gaal_surgery import ConflictMonitor, FreshFeatures, GradientAlignedAlternator, fuse_logits
 
 EPOCHS, BATCH, WIDTH = 60, 50, 64
-MODALITIES = ("image", "table")
+MODALITIES = ("table", "image")  # the costly encoder takes the last turn: it runs once a round
 
 
 def load() -> dict[str, tuple[dict[str, Tensor], Tensor]]:
@@ -50,12 +50,11 @@ def main() -> None:
     monitor = ConflictMonitor()
     for _ in range(EPOCHS):
         for rows in torch.randperm(len(target)).split(BATCH):
+            features = FreshFeatures(optimizer, model, {modality: inputs[modality][rows] for modality in MODALITIES})
             for turn in optimizer.turns(*MODALITIES):
-                features = model[turn.modality](inputs[turn.modality][rows])
-                F.cross_entropy(model["head"](features), target[rows]).backward()
+                F.cross_entropy(model["head"](features[turn.modality]), target[rows]).backward()
                 for guide in turn.guides:
-                    with torch.no_grad():
-                        optimizer.guide(guide, model[guide](inputs[guide][rows]), target[rows])
+                    optimizer.guide(guide, features[guide], target[rows])
                 optimizer.step()
                 optimizer.zero_grad()
                 monitor.update(optimizer.stats)

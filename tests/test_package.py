@@ -42,9 +42,9 @@ def test_the_loop_of_the_readme_trains_every_part():
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     batch = {"image": torch.randn(32, 16), "table": torch.randn(32, 4)}
     names = {
-        "GradientAlignedAlternator": gaal_surgery.GradientAlignedAlternator,
+        **{name: getattr(gaal_surgery, name) for name in ("FreshFeatures", "GradientAlignedAlternator")},
         **{"torch": torch, "F": F, "model": model, "loader": [(batch, torch.randint(3, (32,)))] * 3},
     }
     exec(loop, names)
-    assert names["optimizer"].stats.guides == ("image",)
+    assert names["optimizer"].stats.guides == ("table",)
     assert all(not torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
+from typing import Any
 
 import torch
 from quickstart import MODALITIES, build, load
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import default_collate
 
-from gaal_surgery import fuse_logits
+from gaal_surgery import FreshFeatures, fuse_logits
 
 _load = cache(load)
 
@@ -22,7 +24,10 @@ def rows(split: str) -> list[dict[str, Tensor]]:
 
 
 class Model(nn.Module):
-    """Encoders and their head behind one forward: DDP reduces, and trainers cast, only what goes through it."""
+    """Encoders and their head behind one forward: DDP reduces, and trainers cast, only what goes through it.
+
+    It is entered once for features and once for their logits, so that features can serve more than one turn.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,10 +35,15 @@ class Model(nn.Module):
         self.encoders = build(columns=inputs["table"].shape[1])
         self.head = self.encoders.pop("head")
 
-    def forward(self, inputs: dict[str, Tensor], modality: str) -> tuple[Tensor, Tensor]:
-        """Features and logits of one modality."""
-        features = self.encoders[modality](inputs[modality])
-        return features, self.head(features)
+    def forward(self, given: Any, modality: str | None = None) -> Tensor:
+        """The features of a modality of a batch, or the logits of features."""
+        return self.head(given) if modality is None else self.encoders[modality](given[modality])
+
+
+def fresh_features(optimizer: Optimizer, model: Model, batch: dict[str, Tensor]) -> FreshFeatures:
+    """The features of a batch by modality, from a model in whatever shell a trainer has put it."""
+    encoders = {modality: partial(model, modality=modality) for modality in MODALITIES}
+    return FreshFeatures(optimizer, encoders, dict.fromkeys(MODALITIES, batch))
 
 
 @torch.no_grad()
@@ -41,5 +51,5 @@ def accuracy(model: Model) -> float:
     """Test accuracy of the fused modalities."""
     batch = default_collate(rows("test"))
     inputs = {modality: batch[modality].to(model.head.weight) for modality in MODALITIES}
-    prediction = fuse_logits({modality: model(inputs, modality)[1] for modality in MODALITIES}).argmax(dim=1)
+    prediction = fuse_logits({modality: model(model(inputs, modality)) for modality in MODALITIES}).argmax(dim=1)
     return (prediction.cpu() == batch["labels"]).float().mean().item()

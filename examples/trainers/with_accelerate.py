@@ -11,7 +11,7 @@ from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataPara
 from accelerate.utils import set_seed
 from jsonargparse import auto_cli
 from torch.utils.data import DataLoader
-from trainers.problem import MODALITIES, Model, accuracy, rows
+from trainers.problem import MODALITIES, Model, accuracy, fresh_features, rows
 
 from gaal_surgery import GradientAlignedAlternator, HalfSpace
 
@@ -67,22 +67,20 @@ def main(
         loader.set_epoch(epoch)
         for group in zip(*[iter(loader)] * accumulate, strict=False):  # `accumulate` at a time, incomplete ones dropped
             labels = torch.cat([inputs["labels"] for inputs in group])
+            passes = [fresh_features(alternator, model, inputs) for inputs in group]
             for turn in alternator.turns(*MODALITIES):
-                cache = []
-                for inputs in group:
+                own = [features[turn.modality] for features in passes]
+                for inputs, part in zip(group, own, strict=True):
                     with accelerator.accumulate(model):
-                        features, logits = model(inputs, turn.modality)
-                        accelerator.backward(F.cross_entropy(logits, inputs["labels"]))
-                        cache.append(features.detach())
+                        accelerator.backward(F.cross_entropy(model(part), inputs["labels"]))
                 if guidance == "fresh":
                     for guide in turn.guides:
-                        with torch.no_grad():
-                            alternator.guide(guide, torch.cat([model(inputs, guide)[0] for inputs in group]), labels)
+                        alternator.guide(guide, torch.cat([features[guide] for features in passes]), labels)
                 accelerator.clip_grad_norm_(model.parameters(), max_norm)
                 optimizer.step()
                 optimizer.zero_grad()
                 if guidance == "cached":
-                    alternator.guide(turn.modality, torch.cat(cache), labels)
+                    alternator.guide(turn.modality, torch.cat(own), labels)
         if save:
             accelerator.save_state(save / f"epoch_{epoch + 1}")
     accelerator.print(f"test accuracy {accuracy(module):.3f}")

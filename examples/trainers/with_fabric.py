@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from jsonargparse import auto_cli
 from torch.utils.data import DataLoader, DistributedSampler
-from trainers.problem import MODALITIES, Model, accuracy, rows
+from trainers.problem import MODALITIES, Model, accuracy, fresh_features, rows
 
 from gaal_surgery import GradientAlignedAlternator, HalfSpace
 
@@ -56,19 +56,19 @@ def main(
     for epoch in range(done, epochs):
         sampler.set_epoch(epoch)
         for inputs in map(fabric.to_device, loader):
+            features = fresh_features(optimizer, model, inputs)
             for turn in optimizer.turns(*MODALITIES):
-                features, logits = model(inputs, turn.modality)
-                fabric.backward(F.cross_entropy(logits, inputs["labels"]))
+                own = features[turn.modality]
+                fabric.backward(F.cross_entropy(model(own), inputs["labels"]))
                 if guidance == "fresh":
                     for guide in turn.guides:
-                        with torch.no_grad():
-                            optimizer.guide(guide, model(inputs, guide)[0], inputs["labels"])
+                        optimizer.guide(guide, features[guide], inputs["labels"])
                 # Unscales first under 16-mixed, where an overflow is for the scaler to handle.
                 fabric.clip_gradients(model, optimizer, max_norm=max_norm, error_if_nonfinite=False)
                 optimizer.step()
                 optimizer.zero_grad()
                 if guidance == "cached":
-                    optimizer.guide(turn.modality, features, inputs["labels"])
+                    optimizer.guide(turn.modality, own, inputs["labels"])
     if checkpoint:
         fabric.save(checkpoint, {**state, "epochs": epochs})
     if fabric.is_global_zero:

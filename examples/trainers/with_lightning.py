@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jsonargparse import auto_cli
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
-from trainers.problem import MODALITIES, Model, accuracy, rows
+from trainers.problem import MODALITIES, Model, accuracy, fresh_features, rows
 
 from gaal_surgery import GradientAlignedAlternator, HalfSpace
 
@@ -32,18 +32,18 @@ class Alternating(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> None:
         """One round of turns."""
-        optimizer = self.optimizers()
+        optimizer, labels = self.optimizers(), batch["labels"]
+        features = fresh_features(optimizer, self.model, batch)
         for turn in optimizer.turns(*MODALITIES):
-            features, logits = self.model(batch, turn.modality)
-            self.manual_backward(F.cross_entropy(logits, batch["labels"]))
+            own = features[turn.modality]
+            self.manual_backward(F.cross_entropy(self.model(own), labels))
             if self.guidance == "fresh":
                 for guide in turn.guides:
-                    with torch.no_grad():
-                        optimizer.guide(guide, self.model(batch, guide)[0], batch["labels"])
+                    optimizer.guide(guide, features[guide], labels)
             optimizer.step()
             optimizer.zero_grad()
             if self.guidance == "cached":
-                optimizer.guide(turn.modality, features, batch["labels"])
+                optimizer.guide(turn.modality, own, labels)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clips: in training_step gradients would still be scaled under 16-mixed."""

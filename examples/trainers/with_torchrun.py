@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
-from trainers.problem import MODALITIES, Model, accuracy, rows
+from trainers.problem import MODALITIES, Model, accuracy, fresh_features, rows
 
 from gaal_surgery import GradientAlignedAlternator, HalfSpace
 
@@ -70,17 +70,17 @@ def main(
         sampler.set_epoch(epoch)
         for rows_of_rank in loader:
             inputs = {name: value.to(device) for name, value in rows_of_rank.items()}
+            features = fresh_features(optimizer, model, inputs)
             for turn in optimizer.turns(*MODALITIES):
-                features, logits = model(inputs, turn.modality)
-                F.cross_entropy(logits, inputs["labels"]).backward()
+                own = features[turn.modality]
+                F.cross_entropy(model(own), inputs["labels"]).backward()
                 if guidance == "fresh":
                     for guide in turn.guides:
-                        with torch.no_grad():
-                            optimizer.guide(guide, model(inputs, guide)[0], inputs["labels"])
+                        optimizer.guide(guide, features[guide], inputs["labels"])
                 optimizer.step()
                 optimizer.zero_grad()
                 if guidance == "cached":
-                    optimizer.guide(turn.modality, features, inputs["labels"])
+                    optimizer.guide(turn.modality, own, inputs["labels"])
         if save:
             weights, state = get_state_dict(module, optimizer)
             dcp.save({"model": weights, "optimizer": state}, checkpoint_id=save / f"epoch_{epoch + 1}")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from jsonargparse import auto_cli
 from torch import Tensor, nn
-from trainers.problem import MODALITIES, Model, accuracy, rows
+from trainers.problem import MODALITIES, Model, accuracy, fresh_features, rows
 from transformers import Trainer, TrainingArguments, set_seed
 
 from gaal_surgery import GradientAlignedAlternator, HalfSpace
@@ -39,21 +39,20 @@ class AlternatingTrainer(Trainer):
             return torch.zeros((), device=self.args.device)
         group, self.group = self.group, []
         labels = torch.cat([micro["labels"] for micro in group])
+        passes = [fresh_features(self.alternator, model, micro) for micro in group]
         losses = []
         for turn in self.alternator.turns(*MODALITIES):
-            cache = []
-            for micro in group:
-                features, logits = model(micro, turn.modality)
+            own = [features[turn.modality] for features in passes]
+            for micro, part in zip(group, own, strict=True):
+                logits = model(part)
                 loss = F.cross_entropy(logits, micro["labels"]) * (len(logits) / len(labels))
                 self.accelerator.backward(loss)
                 losses.append(loss.detach())
-                cache.append(features.detach())
             if self.guidance == "fresh":
                 for guide in turn.guides:
-                    with torch.no_grad():
-                        self.alternator.guide(guide, torch.cat([model(micro, guide)[0] for micro in group]), labels)
+                    self.alternator.guide(guide, torch.cat([features[guide] for features in passes]), labels)
             else:
-                self.alternator.guide(turn.modality, torch.cat(cache), labels)
+                self.alternator.guide(turn.modality, torch.cat(own), labels)
             if turn.modality == MODALITIES[-1]:
                 break  # which leaves the turn open, for the Trainer to step
             if self.args.max_grad_norm > 0:

@@ -74,7 +74,11 @@ def plain_loop(
     epochs=1, guidance="fresh", *, batch=50, micro_batches=1,
     autocast=None, dtype=torch.float32, outputs=None, init_scale=None,
 ):  # fmt: skip
-    """What the scripts do, in plain PyTorch; the model and the number of steps that the scaler skipped."""
+    """What the scripts do, in plain PyTorch with every guide's encoder run anew.
+
+    Returns:
+        The model, and the number of steps that the scaler skipped.
+    """
     torch.manual_seed(0)
     model = Model().to(dtype)
     samples = default_collate(rows("train"))
@@ -84,9 +88,9 @@ def plain_loop(
     scaler = torch.amp.GradScaler("cpu", enabled=init_scale is not None, init_scale=init_scale or 1.0)
     skipped = []
 
-    def run(inputs, modality):
+    def run(*given):
         with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
-            return [output.to(outputs or dtype) for output in model(inputs, modality)]
+            return model(*given).to(outputs or dtype)
 
     for epoch in range(epochs):
         order = torch.randperm(len(samples["labels"]), generator=torch.Generator().manual_seed(epoch))
@@ -97,13 +101,14 @@ def plain_loop(
             for turn in optimizer.turns(*MODALITIES):
                 features = []
                 for micro in group:
-                    part, logits = run(micro, turn.modality)
+                    part = run(micro, turn.modality)
                     features.append(part.detach())
+                    logits = run(part.to(dtype))
                     scaler.scale(F.cross_entropy(logits, micro["labels"]) / micro_batches).backward()
                 if guidance == "fresh":
                     for guide in turn.guides:
                         with torch.no_grad():
-                            optimizer.guide(guide, torch.cat([run(micro, guide)[0] for micro in group]), labels)
+                            optimizer.guide(guide, torch.cat([run(micro, guide) for micro in group]), labels)
                 scaler.unscale_(optimizer)
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 scale = scaler.get_scale()

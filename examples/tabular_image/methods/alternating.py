@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from jsonargparse.typing import PositiveFloat
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from gaal_surgery import ConflictMonitor, GradientAlignedAlternator, entropy
+from gaal_surgery import ConflictMonitor, FreshFeatures, GradientAlignedAlternator, entropy
 
 from ..data.module import Batch, TabularImageData
 from ..options import Fraction, Options
@@ -36,13 +35,16 @@ class AlternatingSettings:
     """Compute the guide's features anew for each turn, or keep those of its own last turn (cheaper)."""
     max_norm: PositiveFloat | None = None
     """Clip the gradient of each guiding sample to this norm."""
+    order: Literal["table_first", "image_first"] = "table_first"
+    """Whose turn comes first. With fresh guidance the encoder of the last turn runs once a round and the other twice,
+    so the costly image comes last; image_first is the paper's order."""
     idle_moves: bool = False
     """Step the idle encoder too, on a gradient of zeros, as the released code does under torch 1: momentum and weight
-    decay then move it."""
+    decay then move it, and every turn runs both encoders."""
 
 
 class Alternating(Monitored):
-    """Each modality in turn steps its encoder and the shared linear head on its own cross-entropy: image, then table.
+    """Each modality in turn steps its encoder and the shared linear head on its own cross-entropy.
 
     Row "alternation only" of the paper's Table II. Reports image, table, and their fusion by `--fusion`.
 
@@ -84,31 +86,26 @@ class Alternating(Monitored):
         """A round: each modality's turn on its own loss."""
         optimizer, target = self.optimizer, batch["target"]
         losses = {}
-        for turn in optimizer.turns(*self.modalities):
-            features = self.encoders[turn.modality](batch[turn.modality])
-            losses[turn.modality] = loss = F.cross_entropy(self.head(features), target)
+        features = FreshFeatures(optimizer, self.encoders, batch)
+        order = ("table", "image") if self.settings.order == "table_first" else ("image", "table")
+        for turn in optimizer.turns(*order):
+            own = features[turn.modality]
+            losses[turn.modality] = loss = F.cross_entropy(self.head(own), target)
             self.manual_backward(loss)
             if self.settings.guidance == "fresh":
                 for guide in turn.guides:
-                    optimizer.guide(guide, self.idle_features(guide, batch), target)
+                    optimizer.guide(guide, features[guide], target)
             if self.settings.idle_moves:
                 for parameter in self.encoders.parameters():
                     parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             optimizer.step()
             optimizer.zero_grad()
+            if self.settings.idle_moves:
+                features = FreshFeatures(optimizer, self.encoders, batch)
             if self.settings.guidance == "cached":
-                optimizer.guide(turn.modality, features.detach(), target)
+                optimizer.guide(turn.modality, own, target)
             self.monitor.update(optimizer.stats)
         self.log_losses(losses, batch)
-
-    @torch.no_grad()
-    def idle_features(self, modality: str, batch: Batch) -> Tensor:
-        """Features (B, width) as in training, from an encoder that must not change outside its own turn."""
-        encoder = self.encoders[modality]
-        # Batch normalisation updates its running statistics in place: let it update copies.
-        buffers = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
-        features: Tensor = functional_call(encoder, buffers, (batch[modality],))
-        return features
 
 
 def keep_gradient(gramian: Tensor) -> Tensor:
