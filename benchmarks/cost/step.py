@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torchjd.aggregation import Aggregator, DualProj, PCGrad, UPGrad
 from torchjd.autojac import backward, jac_to_grad
 
-from gaal_surgery import GradientAlignedAlternator, align, entropy, select_uncertain
+from gaal_surgery import FreshFeatures, GradientAlignedAlternator, align, entropy, select_uncertain
 
-Guidance = Literal["fresh", "cached"] | None
+Guidance = Literal["fresh", "run anew", "cached"] | None
 COLUMNS = 63  # of the paper's largest table, DVM
 
 
@@ -46,7 +46,7 @@ class Rounds:
     def __init__(self, size: Size, image_size: int, device: torch.device) -> None:
         image = image_encoder(size.encoder, channels=3)
         tables = {f"table{i}": TableMLP(COLUMNS, image.width) for i in range(1, size.modalities)}
-        self.encoders = nn.ModuleDict({"image": image, **tables}).to(device)
+        self.encoders = nn.ModuleDict({**tables, "image": image}).to(device)  # the costly one takes the last turn
         self.head = nn.Linear(image.width, size.classes, device=device)
         self.batch = {name: torch.randn(size.batch, COLUMNS, device=device) for name in tables}
         self.batch["image"] = torch.randn(size.batch, 3, image_size, image_size, device=device)
@@ -59,6 +59,7 @@ class Rounds:
             "joint": self.joint,
             "plain": partial(self.alternate, self._wrapper(), None),
             "fresh": partial(self.alternate, self._wrapper(), "fresh"),
+            "fresh, run anew": partial(self.alternate, self._wrapper(), "run anew"),
             "cached": partial(self.alternate, self._wrapper(), "cached"),
             "update, fresh": partial(self.alternate, self._wrapper(align="update"), "fresh"),
             "update, cached": partial(self.alternate, self._wrapper(align="update"), "cached"),
@@ -74,17 +75,19 @@ class Rounds:
         self._step()
 
     def alternate(self, optimizer: GradientAlignedAlternator, guidance: Guidance) -> None:
-        """Alternation: without guides, with the guide's encoder run again, or with what its own turn computed."""
+        """Alternation: without guides, or with guides from shared passes, passes of their own, or their own turns."""
+        features = FreshFeatures(optimizer, self.encoders, self.batch)
         for turn in optimizer.turns(*self.encoders):
-            features = self._features(turn.modality)
-            F.cross_entropy(self.head(features), self.target).backward()
-            if guidance == "fresh":
-                for guide in turn.guides:
-                    with torch.no_grad():
-                        optimizer.guide(guide, self._features(guide), self.target)
+            own = features[turn.modality]
+            F.cross_entropy(self.head(own), self.target).backward()
+            for guide in turn.guides if guidance == "fresh" else ():
+                optimizer.guide(guide, features[guide], self.target)
+            for guide in turn.guides if guidance == "run anew" else ():
+                with torch.no_grad():
+                    optimizer.guide(guide, self._features(guide), self.target)
             optimizer.step()
             if guidance == "cached":
-                optimizer.guide(turn.modality, features, self.target)
+                optimizer.guide(turn.modality, own, self.target)
             optimizer.zero_grad()
 
     def authors(self) -> None:

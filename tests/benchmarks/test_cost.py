@@ -54,7 +54,16 @@ def test_steps(tmp_path: Path):
     size = ["encoder", "batch", "classes", "modalities"]
     ways = read(tmp_path, "step")
     assert len(ways[size].drop_duplicates()) == 3
-    assert set(ways["way"]) >= {"joint", "plain", "fresh", "cached", "update, fresh", "authors", "TorchJD UPGrad"}
+    assert set(ways["way"]) >= {
+        "joint",
+        "plain",
+        "fresh",
+        "fresh, run anew",
+        "cached",
+        "update, fresh",
+        "authors",
+        "TorchJD UPGrad",
+    }
     assert_positive(ways, "ms", "lower_quartile", "upper_quartile", "peak_mib")
     assert_ratio_to(ways, "/ plain", "ms", "plain", size)
     assert_ratio_to(ways, "/ authors", "ms", "authors", size)
