@@ -69,13 +69,15 @@ def main(
             labels = torch.cat([inputs["labels"] for inputs in group])
             passes = [fresh_features(alternator, model, inputs) for inputs in group]
             for turn in alternator.turns(*MODALITIES):
-                own = [features[turn.modality] for features in passes]
+                with accelerator.no_sync(model):  # DDP prepares its reduction in the pass that comes before backward
+                    own = [features[turn.modality] for features in passes]
                 for inputs, part in zip(group, own, strict=True):
                     with accelerator.accumulate(model):
                         accelerator.backward(F.cross_entropy(model(part), inputs["labels"]))
-                if guidance == "fresh":
-                    for guide in turn.guides:
-                        alternator.guide(guide, torch.cat([features[guide] for features in passes]), labels)
+                for guide in turn.guides if guidance == "fresh" else ():
+                    with accelerator.no_sync(model):
+                        parts = [features[guide] for features in passes]
+                    alternator.guide(guide, torch.cat(parts), labels)
                 accelerator.clip_grad_norm_(model.parameters(), max_norm)
                 optimizer.step()
                 optimizer.zero_grad()
