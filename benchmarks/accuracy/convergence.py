@@ -20,7 +20,7 @@ def main(study: Study) -> None:
     """Run what is missing, then tabulate and draw."""
     for set_name, runs, _ in study.completed({name: Row(name) for name in COLOURS}, needs="metrics.csv"):
         curves = histories(runs, study.machine, "metrics.csv").groupby(["row", "epoch"], sort=False)[list(CURVES)]
-        table = curves.mean().join(curves.std(), rsuffix="_deviation").reset_index()
+        table = curves.mean().join(curves.std().add_suffix("_deviation")).reset_index()
         last = table.groupby("row", sort=False).tail(1)
         print(f"\n{set_name}, after the last epoch\n{last.to_string(index=False)}")
         study.write(table, _draw(table, set_name), f"convergence-{set_name}")

@@ -28,7 +28,7 @@ def main(study: Study) -> None:
     rows = {name: Row("gaal", settings=SWEEPS[sweep][value]) for name, (sweep, value) in points.items()}
     for set_name, _, runs in study.completed(rows):
         accuracies = runs.groupby("row", sort=False)[list(PREDICTIONS)]
-        table = accuracies.mean().join(accuracies.std(), rsuffix="_deviation")
+        table = accuracies.mean().join(accuracies.std().add_suffix("_deviation"))
         table.insert(0, "runs", accuracies.size())
         table.insert(0, "value", [points[name][1] for name in table.index])
         table.insert(0, "sweep", [points[name][0] for name in table.index])

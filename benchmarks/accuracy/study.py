@@ -61,4 +61,4 @@ def read_command_line(description: str | None) -> Study:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(description=description)
     parser.add_class_arguments(Study)
-    return Study(**vars(parser.instantiate_classes(parser.parse_args())))
+    return Study(**vars(parser.instantiate(parser.parse_args())))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -178,15 +182,26 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(script: str, small_set: Path, out: Path, **options: object) -> list[str]:
     given: dict[str, object] = {"sets": f"[{small_set}]", "seeds": 2, "results": out / "runs.csv", "out": out}
-    given |= {"machine.folder": out / "runs", "machine.progress": "false"} | options
+    given |= {"machine.folder": out / "runs", "machine.progress": "false", "machine.jobs": 1} | options
     arguments = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
     return [sys.executable, str(ACCURACY / script), *arguments]
 
 
 def execute(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments, **options), capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    """The command in this process, which has imported everything; its workers are processes of their own."""
+    _, script, *words = command(*arguments, **options)
+    output, code = io.StringIO(), 0
+    with (
+        mock.patch.object(sys, "argv", [script, *words]),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(output),
+    ):
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except SystemExit as end:
+            code = 1 if isinstance(end.code, str) else end.code or 0
+            print(end.code if isinstance(end.code, str) else "", file=output)
+    return subprocess.CompletedProcess(words, code, stderr=output.getvalue())
 
 
 @pytest.mark.slow
@@ -214,7 +229,7 @@ def test_table1_trains_what_is_missing_and_nothing_twice(small_set: Path, tmp_pa
 
 @pytest.mark.slow
 def test_a_killed_worker_loses_nothing_that_was_finished(small_set: Path, tmp_path: Path):
-    options = {"rows": "[table, image, gaal]", "trials": 1, "machine.jobs": 1}
+    options = {"rows": "[table, image, gaal]", "trials": 1}
     process = subprocess.Popen(
         command("table1.py", small_set, tmp_path, **options), stderr=subprocess.PIPE, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
