@@ -11,10 +11,10 @@ from typing import Any, Literal
 import optuna
 import pandas as pd
 from runs import Results, Run
-from tabular_image import train
+from tabular_image.command_line import parse
 from tabular_image.data import DATASETS
 from tabular_image.errors import InputError
-from tabular_image.methods import METHODS
+from tabular_image.methods import SETTINGS
 from tabular_image.options import Options
 
 # One protocol for every method: the small CNN and the MLP, 32 pixels, light augmentation, a cosine schedule, and the
@@ -116,7 +116,7 @@ def base_options(name: str) -> tuple[str, Options]:
         return name, Options(**(_COMMON | SETS[name]))
     if name.endswith((".yaml", ".yml")) and Path(name).is_file():
         try:
-            return Path(name).stem, train.parse(["--config", name])
+            return Path(name).stem, parse(["--config", name])
         except InputError as error:
             raise SystemExit(f"error: {name}: {error}") from error
     hint = f"; {name} alone needs its options in a YAML file of train.py" if name in DATASETS else ""
@@ -140,7 +140,7 @@ def known_rows(names: Sequence[str] | None) -> list[str]:
 
 def row_options(base: Options, row: Row, **changes: Any) -> Options:
     """A set's options with the method of a row; `changes` are settings of the method or options of train.py."""
-    kind = METHODS[row.method].Settings
+    kind = SETTINGS[row.method]
     own = {name: value for name, value in changes.items() if name in kind.__dataclass_fields__}
     common = {name: value for name, value in changes.items() if name not in own}
     stages = {name: max(1, round(share * base.epochs)) for name, share in row.stages.items()}

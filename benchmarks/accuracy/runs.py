@@ -21,7 +21,7 @@ from typing import Any
 
 import pandas as pd
 from jsonargparse.typing import NonNegativeInt, PositiveInt
-from tabular_image import train
+from tabular_image import run as pipeline
 from tabular_image.data import Samples
 from tabular_image.data.images import in_memory
 from tabular_image.errors import InputError
@@ -246,7 +246,7 @@ def _carry_out(run: Run, machine: Machine) -> dict[str, Any] | None:
     with log_of(run, machine).open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         try:
             if not (folder / "results.json").exists():
-                train.run(options, _samples(options))
+                pipeline.run(options, _samples(options))
             return _figures(run, folder)
         except Exception as error:
             print(f"error: {error}" if isinstance(error, InputError) else traceback.format_exc())
@@ -261,10 +261,10 @@ _READ: dict[str, Samples] = {}  # the data set that a worker read last
 
 def _samples(options: Options) -> Samples:
     """The data set; runs of one set follow one another, so a worker reads it once."""
-    names = ("dataset", "data_root", "image_size", "skip_corrupt", *train.SAMPLE_OPTIONS)
+    names = ("dataset", "data_root", "image_size", "skip_corrupt", *pipeline.SAMPLE_OPTIONS)
     which = repr([getattr(options, name) for name in names])
     if which not in _READ:
-        samples = train.read_samples(options)
+        samples = pipeline.read_samples(options)
         if not options.skip_corrupt:
             samples = in_memory(samples, options.image_size or samples.image_size, threads=1)
         _READ.clear()

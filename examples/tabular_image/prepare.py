@@ -20,12 +20,9 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from jsonargparse import ArgumentParser
-from torchvision.datasets import CelebA
-from torchvision.datasets.utils import check_integrity, download_file_from_google_drive
 from tqdm import tqdm
 
-from tabular_image.data.dvm import join_tables
-from tabular_image.data.paper import PAGES
+from tabular_image.data.pages import PAGES
 from tabular_image.errors import InputError
 from tabular_image.files import replacing
 
@@ -50,21 +47,31 @@ class Archive:
     md5: str | None = None
 
 
-ARCHIVES = {
-    "dvm": [  # record 19586296 of figshare
+def _dvm() -> list[Archive]:
+    return [  # record 19586296 of figshare
         Archive("tables_V2.0.zip", url="https://ndownloader.figshare.com/files/38754867"),
         Archive("resized_DVM_v2.zip", url="https://ndownloader.figshare.com/files/34792453"),
-    ],
-    "celeba": [
+    ]
+
+
+def _celeba() -> list[Archive]:
+    from torchvision.datasets import CelebA  # takes seconds, and knows the sums
+
+    return [
         Archive(name, drive=drive, md5=md5)
         for drive, md5, name in CelebA.file_list
         if name in ("list_attr_celeba.txt", "list_eval_partition.txt", "img_align_celeba.zip")
-    ],
-    "sun": [
+    ]
+
+
+def _sun() -> list[Archive]:
+    return [
         Archive(name, url=f"https://cs.brown.edu/~gmpatter/Attributes/{name}")
         for name in ("SUNAttributeDB.tar.gz", "SUNAttributeDB_Images.tar.gz")
-    ],
-}
+    ]
+
+
+ARCHIVES = {"dvm": _dvm, "celeba": _celeba, "sun": _sun}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -99,24 +106,25 @@ def prepare(name: str, folder: Path, data_root: Path, download: bool = False) ->
         InputError: A file is missing, damaged, unsafe to extract or cannot be downloaded.
     """
     root = data_root / name
+    archives = ARCHIVES[name]()
     if download:
         folder.mkdir(parents=True, exist_ok=True)
-        for archive in ARCHIVES[name]:
+        for archive in archives:
             if not (folder / archive.name).is_file():
                 _download(archive, folder)
-    missing = [archive.name for archive in ARCHIVES[name] if not (folder / archive.name).is_file()]
+    missing = [archive.name for archive in archives if not (folder / archive.name).is_file()]
     if missing:
         raise InputError(
             f"{folder} lacks {' and '.join(missing)}; download from {PAGES[name]} to that folder, "
             "or give --download true"
         )
-    for archive in ARCHIVES[name]:
-        if archive.md5 and not check_integrity(folder / archive.name, archive.md5):
+    for archive in archives:
+        if archive.md5 and _sum(folder / archive.name, "md5") != archive.md5:
             raise InputError(
                 f"{folder / archive.name} is damaged, its MD5 sum is not the published {archive.md5}; "
                 f"download it again from {PAGES[name]}"
             )
-    paths = [folder / archive.name for archive in ARCHIVES[name]]
+    paths = [folder / archive.name for archive in archives]
     written = (
         _prepare_dvm(paths[0], paths[1], root)
         if name == "dvm"
@@ -128,6 +136,8 @@ def prepare(name: str, folder: Path, data_root: Path, download: bool = False) ->
 
 def _prepare_dvm(tables: Path, photographs: Path, root: Path) -> list[Path]:
     """Joins the tables to `dvm.csv` and extracts the photographs it names, an eighth of the archive."""
+    from tabular_image.data.dvm import join_tables  # pandas and scikit-learn
+
     lists = extract(tables, root, lambda name: name.endswith(".csv"))
     for ids in sorted(tables.parent.glob("*_ids_dvm_all_views.txt")):
         lists += extract(ids, root)
@@ -222,14 +232,14 @@ def _write(member: Member, path: Path) -> None:
 def _write_manifest(root: Path, archives: list[Path], written: list[Path]) -> None:
     with replacing(root / MANIFEST) as temporary, temporary.open("w", encoding="utf-8") as sink:
         for archive in archives:
-            sink.write(f"# {_sha256(archive)}  {archive.name}\n")
+            sink.write(f"# {_sum(archive, 'sha256')}  {archive.name}\n")
         for path in tqdm(sorted(written), desc=MANIFEST, disable=None):
-            sink.write(f"{_sha256(root / path)}  {path.as_posix()}\n")
+            sink.write(f"{_sum(root / path, 'sha256')}  {path.as_posix()}\n")
 
 
-def _sha256(path: Path) -> str:
+def _sum(path: Path, algorithm: str) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def _download(archive: Archive, folder: Path) -> None:
@@ -237,6 +247,8 @@ def _download(archive: Archive, folder: Path) -> None:
         if archive.url:
             fetch(archive.url, folder / archive.name)
         else:
+            from torchvision.datasets.utils import download_file_from_google_drive
+
             download_file_from_google_drive(archive.drive, folder, archive.name, archive.md5)
     except (OSError, HTTPException, RuntimeError) as error:
         raise InputError(f"{archive.name} cannot be downloaded ({error}); do it by hand, or run this again") from error

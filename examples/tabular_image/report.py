@@ -13,9 +13,9 @@ from torch import Tensor
 
 from gaal_surgery import ConflictMonitor
 
-from .data import TabularImageData
+from .data.module import TabularImageData
 from .files import replacing
-from .methods import Method
+from .methods.base import Method
 from .metrics import accuracy, measure
 from .options import Options
 

@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from tabular_image.data import Samples, TabularImageData, load
+from tabular_image.data import Samples, load
 from tabular_image.data.images import random_affine, read_image
+from tabular_image.data.module import TabularImageData
 from tabular_image.data.splits import split_rows
 from tabular_image.data.tables import TableColumn, encode_table
 from tabular_image.errors import InputError

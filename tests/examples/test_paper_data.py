@@ -18,8 +18,9 @@ from originals import (
     write_sun,
 )
 from tabular_image import prepare
-from tabular_image.data import Samples, TabularImageData, load
+from tabular_image.data import Samples, load
 from tabular_image.data.dvm import CATEGORICAL, NUMERIC, SIZES, join_tables
+from tabular_image.data.module import TabularImageData
 from tabular_image.errors import InputError
 from torchvision.datasets import CelebA
 from torchvision.datasets.utils import calculate_md5
@@ -270,8 +271,6 @@ def celeba_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest
     """Prepared; only the MD5 sums of the originals are replaced by those of the miniatures."""
     files = write_celeba(tmp_path / "archives", newline=request.param)
     monkeypatch.setattr(CelebA, "file_list", files)
-    archives = [prepare.Archive(name, md5=md5) for _, md5, name in files]
-    monkeypatch.setitem(prepare.ARCHIVES, "celeba", archives)
     prepare.prepare("celeba", tmp_path / "archives", tmp_path)
     return tmp_path
 

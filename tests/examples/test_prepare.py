@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from imports import run_with_imports
 from originals import dvm_tables, picture, write_celeba, write_dvm, write_sun, write_tar
 from tabular_image import prepare
 from tabular_image.data import load
@@ -68,6 +69,16 @@ def test_missing_archives_are_named_with_their_page(
     assert prepare.main(command(name, tmp_path, tmp_path / "data")) == 2
     assert files[0] not in error(capsys)
     assert not (tmp_path / "data").exists()
+
+
+def test_help_and_preparation_import_no_training(archives: Path, tmp_path: Path):
+    done, names = run_with_imports(SCRIPT, "--help")
+    assert done.returncode == 0
+    assert "--archives" in done.stdout
+    assert names & {"torch", "torchvision", "lightning", "pandas", "sklearn", "scipy", "matplotlib"} == set()
+    done, names = run_with_imports(SCRIPT, *command("sun", archives, tmp_path / "data"))
+    assert done.returncode == 0
+    assert names & {"torch", "lightning", "sklearn", "matplotlib"} == set()
 
 
 def test_manifest_has_the_sum_of_every_file_and_archive(archives: Path, tmp_path: Path):
@@ -176,11 +187,11 @@ def test_a_damaged_zip_leaves_no_broken_file(tmp_path: Path, capsys: pytest.Capt
 def test_celeba_is_compared_with_the_published_sums(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    assert {(archive.name, archive.md5) for archive in prepare.ARCHIVES["celeba"]} < {
+    assert {(archive.name, archive.md5) for archive in prepare.ARCHIVES["celeba"]()} < {
         (name, md5) for _, md5, name in CelebA.file_list
     }
     files = write_celeba(tmp_path)
-    monkeypatch.setitem(prepare.ARCHIVES, "celeba", [prepare.Archive(name, md5=md5) for _, md5, name in files])
+    monkeypatch.setattr(CelebA, "file_list", files)
     content = (tmp_path / "img_align_celeba.zip").read_bytes()
     damage(tmp_path / "img_align_celeba.zip", len(content) // 2)
     assert prepare.main(command("celeba", tmp_path, tmp_path / "data")) == 2
@@ -268,11 +279,8 @@ def site(archives: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     site.address = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setitem(
-        prepare.ARCHIVES,
-        "sun",
-        [replace(archive, url=f"{site.address}/{archive.name}") for archive in prepare.ARCHIVES["sun"]],
-    )
+    local = [replace(archive, url=f"{site.address}/{archive.name}") for archive in prepare.ARCHIVES["sun"]()]
+    monkeypatch.setitem(prepare.ARCHIVES, "sun", lambda: local)
     yield site
     server.shutdown()
     server.server_close()

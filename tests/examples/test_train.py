@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,10 +16,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from imports import run_with_imports
 from PIL import Image
 from tabular_image import train
 from tabular_image.callbacks import EpochSeed
-from tabular_image.methods import METHODS
+from tabular_image.methods import METHODS, SETTINGS
 from tabular_image.report import _confusion
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "tabular_image" / "train.py"
@@ -264,7 +266,41 @@ def test_bad_input_is_one_sentence_and_exit_code_2(options, words, arguments, tm
     assert not out.exists()
 
 
-@pytest.mark.parametrize("words", [["--gaal.image_fraction", "0"], ["--epochs", "0"], ["--nonsense", "1"]])
+HEAVY = {
+    *("torch", "lightning", "torchvision", "torchmetrics", "torchjd", "ot", "rtdl_revisiting_models"),
+    *("sklearn", "scipy", "pandas", "matplotlib", "PIL"),
+}
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "answer"),
+    [
+        (["--help"], 0, "--gaal.margin"),
+        (["--gaal.margni", "3"], 2, "--gaal.margni"),
+        (["--method", "gal"], 2, "did you mean 'gaal'?"),
+        (["--dataset", "digit"], 2, "did you mean 'digits'?"),
+    ],
+)
+def test_help_and_mistakes_are_answered_before_anything_heavy_is_imported(words, code, answer):
+    done, names = run_with_imports(SCRIPT, *words)
+    assert done.returncode == code
+    assert answer in done.stdout + done.stderr
+    assert names & HEAVY == set()
+
+
+def test_help_has_the_text_of_every_option_of_every_method(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    for name, settings in SETTINGS.items():
+        for option in fields(settings):
+            _, described = printed.split(f" --{name}.{option.name} ", 1)
+            assert described.split("(type: ")[0].endswith(". "), f"--{name}.{option.name}"
+
+
+@pytest.mark.parametrize(
+    "words", [["--gaal.image_fraction", "0"], ["--epochs", "0"], ["--nonsense", "1"], ["--epoch", "1"]]
+)
 def test_an_invalid_option_is_refused_with_exit_code_2(words, capsys):
     with pytest.raises(SystemExit) as exit_:
         train.main(words)

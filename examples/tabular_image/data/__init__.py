@@ -1,4 +1,4 @@
-"""The data sets, one file each."""
+"""The data sets, one file each; a file is imported when its data set is asked for."""
 
 from __future__ import annotations
 
@@ -8,30 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .celeba import celeba
-from .csv import csv
-from .digits import digits
-from .dvm import dvm
-from .fashion import fashion
-from .houses import houses
-from .leaves100 import leaves100
-from .module import TabularImageData
-from .paper import PAGES
+from ..registry import Registry
+from .pages import PAGES
 from .samples import Samples
-from .sun import sun
 
-DATASETS: dict[str, Callable[..., Samples]] = {
-    "digits": digits,
-    "leaves100": leaves100,
-    "houses": houses,
-    "fashion": fashion,
-    "csv": csv,
-    "dvm": dvm,
-    "celeba": celeba,
-    "sun": sun,
-}
+DATASETS: Registry[Callable[..., Samples]] = Registry(
+    "data set",
+    __name__,
+    {
+        "digits": "digits:digits",
+        "leaves100": "leaves100:leaves100",
+        "houses": "houses:houses",
+        "fashion": "fashion:fashion",
+        "csv": "csv:csv",
+        "dvm": "dvm:dvm",
+        "celeba": "celeba:celeba",
+        "sun": "sun:sun",
+    },
+)
 
-__all__ = ["DATASETS", "Samples", "TabularImageData", "load"]
+__all__ = ["DATASETS", "Samples", "load"]
 
 
 def load(name: str, data_root: Path | str | None = None, **options: Any) -> Samples:
@@ -45,8 +41,7 @@ def load(name: str, data_root: Path | str | None = None, **options: Any) -> Samp
     Raises:
         InputError: An unknown set or option, a missing option or folder, or what the reader finds.
     """
-    if name not in DATASETS:
-        raise InputError(f"there is no data set {name!r}; choose one of {', '.join(DATASETS)}")
+    DATASETS.check(name)
     reader = DATASETS[name]
     arguments = {option: value for option, value in options.items() if value is not None}
     parameters = inspect.signature(reader).parameters

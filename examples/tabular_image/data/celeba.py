@@ -9,7 +9,8 @@ from torchvision.datasets import CelebA
 from torchvision.datasets.utils import check_integrity
 
 from ..errors import InputError
-from .paper import PAGES, require
+from .pages import PAGES
+from .paper import require
 from .samples import Samples
 
 

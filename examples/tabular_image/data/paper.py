@@ -1,4 +1,4 @@
-"""What the paper's three data sets share: where they are published, and splits that one seed fixes."""
+"""What the paper's three data sets share: where they are prepared, and splits that one seed fixes."""
 
 from __future__ import annotations
 
@@ -8,15 +8,11 @@ from pathlib import Path
 import pandas as pd
 
 from ..errors import InputError
+from .pages import PAGES
 from .samples import Samples
 from .splits import split_rows
 
 SEED = 2022  # of the published DVM preparation
-PAGES = {
-    "dvm": "https://deepvisualmarketing.github.io/",
-    "celeba": "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
-    "sun": "https://cs.brown.edu/~gmpatter/sunattributes.html",
-}
 
 
 def require(name: str, root: Path, path: str) -> Path:

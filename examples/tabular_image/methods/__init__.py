@@ -1,50 +1,40 @@
-"""The methods, one file each."""
+"""The methods, one file each; a file is imported when its method is asked for."""
 
 from __future__ import annotations
 
-from .alternating import Alternating
-from .base import Method
-from .charms import CHARMS
-from .concatenation import Concatenation
-from .daft import DAFT
-from .di_mml import DIMML
-from .fmr import FMR
-from .gaal import GAAL
-from .gaal_star import GAALStar
-from .image_only import ImageOnly
-from .kd import KD
-from .lfm import LFM
-from .maximum import Maximum
-from .mfh import MFH
-from .mla import MLA
-from .mmcl import MMCL
-from .mmpareto import MMPareto
-from .ogm_ge import OGMGE
-from .reconboost import ReconBoost
-from .table_only import TableOnly
-from .tip import TIP
+from typing import TYPE_CHECKING, Any
 
-METHODS: dict[str, type[Method]] = {
-    "image": ImageOnly,
-    "table": TableOnly,
-    "concatenation": Concatenation,
-    "maximum": Maximum,
-    "daft": DAFT,
-    "tip": TIP,
-    "ogm_ge": OGMGE,
-    "mmpareto": MMPareto,
-    "mla": MLA,
-    "di_mml": DIMML,
-    "reconboost": ReconBoost,
-    "lfm": LFM,
-    "alternating": Alternating,
-    "gaal": GAAL,
-    "kd": KD,
-    "mfh": MFH,
-    "fmr": FMR,
-    "mmcl": MMCL,
-    "charms": CHARMS,
-    "gaal_star": GAALStar,
+from ..registry import Registry
+from . import settings as of
+
+if TYPE_CHECKING:
+    from .base import Method
+
+_REGISTERED: dict[str, tuple[str, type[Any]]] = {
+    "image": ("image_only:ImageOnly", of.NoSettings),
+    "table": ("table_only:TableOnly", of.NoSettings),
+    "concatenation": ("concatenation:Concatenation", of.ConcatenationSettings),
+    "maximum": ("maximum:Maximum", of.MaximumSettings),
+    "daft": ("daft:DAFT", of.DAFTSettings),
+    "tip": ("tip:TIP", of.TIPSettings),
+    "ogm_ge": ("ogm_ge:OGMGE", of.OGMGESettings),
+    "mmpareto": ("mmpareto:MMPareto", of.MMParetoSettings),
+    "mla": ("mla:MLA", of.MLASettings),
+    "di_mml": ("di_mml:DIMML", of.DIMMLSettings),
+    "reconboost": ("reconboost:ReconBoost", of.ReconBoostSettings),
+    "lfm": ("lfm:LFM", of.LFMSettings),
+    "alternating": ("alternating:Alternating", of.AlternatingSettings),
+    "gaal": ("gaal:GAAL", of.GAALSettings),
+    "kd": ("kd:KD", of.KDSettings),
+    "mfh": ("mfh:MFH", of.MFHSettings),
+    "fmr": ("fmr:FMR", of.FMRSettings),
+    "mmcl": ("mmcl:MMCL", of.MMCLSettings),
+    "charms": ("charms:CHARMS", of.CHARMSSettings),
+    "gaal_star": ("gaal_star:GAALStar", of.GAALSettings),
 }
 
-__all__ = ["METHODS", "Method"]
+_PLACES = {name: place for name, (place, _) in _REGISTERED.items()}
+METHODS: Registry[type[Method]] = Registry("method", __name__, _PLACES)
+SETTINGS = {name: settings for name, (_, settings) in _REGISTERED.items()}
+
+__all__ = ["METHODS", "SETTINGS"]

@@ -3,44 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import PositiveFloat
 from torch import Tensor, nn
 
 from gaal_surgery import ConflictMonitor, FreshFeatures, GradientAlignedAlternator, entropy
 
 from ..data.module import Batch, TabularImageData
-from ..options import Fraction, Options
+from ..options import Options
 from .base import Logits
 from .monitored import Monitored
-
-
-@dataclass(frozen=True)
-class AlternatingSettings:
-    """Turns and guides."""
-
-    image_fraction: Fraction = 0.5
-    """Share of uncertain images that guides the table's turn."""
-    table_fraction: Fraction = 0.5
-    """Share of uncertain table rows that guides the image's turn."""
-    uncertainty: Literal["entropy", "random"] = "entropy"
-    """Which samples guide: those of the highest entropy, or any."""
-    align: Literal["gradient", "update"] = "gradient"
-    """Look at the gradient before the optimizer's step, or at the update that it makes."""
-    guidance: Literal["fresh", "cached"] = "fresh"
-    """Compute the guide's features anew for each turn, or keep those of its own last turn (cheaper)."""
-    max_norm: PositiveFloat | None = None
-    """Clip the gradient of each guiding sample to this norm."""
-    order: Literal["table_first", "image_first"] = "table_first"
-    """Whose turn comes first. With fresh guidance the encoder of the last turn runs once a round and the other twice,
-    so the costly image comes last; image_first is the paper's order."""
-    idle_moves: bool = False
-    """Step the idle encoder too, on a gradient of zeros, as the released code does under torch 1: momentum and weight
-    decay then move it, and every turn runs both encoders."""
+from .settings import AlternatingSettings
 
 
 class Alternating(Monitored):

@@ -20,6 +20,7 @@ from ..data.module import Batch, TabularImageData
 from ..metrics import accuracy
 from ..models import TableMLP, image_encoder
 from ..options import Options
+from .settings import NoSettings
 
 Logits = dict[str, Tensor]
 
@@ -39,11 +40,6 @@ class Stage:
     trained: Sequence[nn.Module]
 
 
-@dataclass(frozen=True)
-class NoSettings:
-    """A method without options of its own."""
-
-
 class Method(L.LightningModule):
     """Base of all methods; a method is its heads, `forward` and `training_step`.
 
@@ -55,7 +51,7 @@ class Method(L.LightningModule):
         options: encoder, optimizer, schedule, fusion, and the method's own `settings`.
 
     Attributes:
-        Settings: the dataclass of the method's own options; `--NAME.OPTION` on the command line.
+        Settings: the dataclass of the method's own options, with which it is registered.
         several_processes: whether it may train in several, because its loss is a mean over the rows of a batch.
         settings: its instance.
         modalities: those that the method trains and predicts from.

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import ot
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import NonNegativeFloat, PositiveInt
 from rtdl_revisiting_models import FTTransformer
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
@@ -18,24 +16,7 @@ from torch import Tensor, nn
 from ..data.module import Batch, TabularImageData
 from ..options import Options
 from .base import Logits, Method
-
-
-@dataclass(frozen=True)
-class CHARMSSettings:
-    """Weights of the losses and the pairing; the workshop version has all weights 1 and sums over the columns."""
-
-    table_weight: NonNegativeFloat = 0.6
-    """Weight of the table model's cross-entropy."""
-    numeric_weight: NonNegativeFloat = 0.03
-    """Weight of the squared error of the numeric columns, their mean."""
-    categorical_weight: NonNegativeFloat = 0.03
-    """Weight of the cross-entropy of the categorical columns, their mean."""
-    interval: PositiveInt = 5
-    """Epochs between two pairings; before the first one, all channels predict all columns."""
-    clusters: PositiveInt = 40
-    """Groups of channels, at most."""
-    rows: PositiveInt = 512
-    """Training rows that a pairing is made from, at most."""
+from .settings import CHARMSSettings
 
 
 class CHARMS(Method):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,15 +12,7 @@ from ..data.module import Batch, TabularImageData
 from ..options import Options
 from .base import Logits
 from .monitored import Monitored
-
-
-@dataclass(frozen=True)
-class ConcatenationSettings:
-    """What to measure."""
-
-    measure_conflict: bool = False
-    """Record in every step, for each encoder, the cosine between the gradients of the joint loss and of the loss of its
-    own slice, as in the paper's Figure 1(a). The training stays the same and takes about twice as long."""
+from .settings import ConcatenationSettings
 
 
 class Concatenation(Monitored):

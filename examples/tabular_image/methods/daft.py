@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import PositiveInt
 from torch import Tensor, nn
 
 from ..data.module import Batch, TabularImageData
 from ..options import Options
 from .base import Logits, Method
-
-
-@dataclass(frozen=True)
-class DAFTSettings:
-    """The transform."""
-
-    reduction: PositiveInt = 7
-    """The hidden layer that scale and shift are computed through has (C + D) / reduction units."""
+from .settings import DAFTSettings
 
 
 class DAFT(Method):

@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from ..data.module import Batch, TabularImageData
 from ..options import Options
 from .base import Logits, Method, Stage
+from .settings import DIMMLSettings
 
 _AT_ONCE = 64  # dimensions classified at once, which bounds the memory of the index pass
-
-
-@dataclass(frozen=True)
-class DIMMLSettings:
-    """Stages, loss weights and temperatures."""
-
-    encoder_epochs: PositiveInt | None = None
-    """Epochs of the encoders' stage; default as many as --epochs gives the fusion stage."""
-    shared_weight: NonNegativeFloat = 1.0
-    """Weight of the two losses of the head that both modalities share (lambda)."""
-    contrast_start: ClosedUnitInterval = 0.15
-    """Share of the encoders' stage before the contrast of dimensions begins; 1 is never. The released code begins at
-    epoch 20 of 150."""
-    temperature: PositiveFloat = 10.0
-    """Temperature of the contrast (tau); 10 to 50 in the released code, by data set."""
-    confidence_temperature: PositiveFloat = 1.0
-    """Temperature of the weights of the three predictions (tau_2); 1 or 3 in the released code, by data set."""
 
 
 class DIMML(Method):

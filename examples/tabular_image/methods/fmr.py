@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat
 from torch import Tensor, nn
 
 from ..data.module import Batch, TabularImageData
 from ..options import Options
 from .base import Logits, Method
-
-
-@dataclass(frozen=True)
-class FMRSettings:
-    """The knockdown's schedule and the table's reconstruction."""
-
-    joint: ClosedUnitInterval = 1 / 3
-    """Share of the epochs, at the start, with all columns wired in."""
-    knockdown: ClosedUnitInterval = 1 / 3
-    """Share of the epochs after these that remove the columns, as many in each; in the rest (at least the last epoch)
-    the image is alone, and only epochs of the rest are validated."""
-    reconstruction: NonNegativeFloat = 0.1
-    """Weight of the table's reconstruction from the image's features, averaged over rows and columns."""
+from .settings import FMRSettings
 
 
 class FMR(Method):

@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
 from gaal_surgery import DualFloor, HalfSpace, Orthogonal
 
-from ..options import Finite
-from .alternating import Alternating, AlternatingSettings
-
-
-@dataclass(frozen=True)
-class GAALSettings(AlternatingSettings):
-    """Turns, guides and surgery."""
-
-    rule: Literal["halfspace", "dualfloor", "orthogonal"] = "halfspace"
-    """Rule of surgery: halfspace is the paper's, dualfloor that of its released code."""
-    margin: Finite = 0.0
-    """Margin of halfspace, the least inner product with the guide."""
-    relative: bool = False
-    """The margin is a cosine."""
+from .alternating import Alternating
+from .settings import GAALSettings
 
 
 class GAAL(Alternating):

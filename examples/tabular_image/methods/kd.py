@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch.nn.functional as F
-from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from ..data.module import Batch, TabularImageData
-from ..options import Options, Share
+from ..options import Options
 from .base import Logits, Method, Stage
-
-
-@dataclass(frozen=True)
-class KDSettings:
-    """Teacher and distillation."""
-
-    weight: ClosedUnitInterval = 0.5
-    """Weight of the distillation (lambda); that of the cross-entropy is 1 - weight."""
-    temperature: PositiveFloat = 4.0
-    """Temperature T of the distillation."""
-    teacher_epochs: PositiveInt = 20
-    """Epochs of the teacher's stage, before those of --epochs."""
-    teacher_dropout: Share = 0.5
-    """Share of its features that the teacher misses in training, so that it is less sure of the rows it has seen."""
+from .settings import KDSettings
 
 
 class KD(Method):

@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import ClosedUnitInterval
 from numpy.polynomial import Polynomial
 from torch import Tensor, nn
 
 from ..data.module import Batch, TabularImageData
 from ..options import Options
 from .base import Logits, Method
+from .settings import LFMSettings
 
 # By epoch of 200, fitted by the authors to weights that they learned on CREMA-D: `getAlpha_Learnable_Fitted` in
 # Crema_epoch.py of njustkmg/NeurIPS24-LFM, also in FqWan24/TPAMI26-LFM, where the digits were read.
 _CURVE = Polynomial([2.04623704e-01, 3.35472727e-03, 1.22989557e-04, -2.92947416e-06, 2.23835486e-08, -5.39717505e-11])
 _CURVE_EPOCHS = 200
-
-
-@dataclass(frozen=True)
-class LFMSettings:
-    """The weight of classification."""
-
-    alpha: ClosedUnitInterval | None = None
-    """A constant weight of classification against matching; None takes the authors' curve over the epochs."""
 
 
 class LFM(Method):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,14 +9,7 @@ from torch import Tensor, nn
 from ..data.module import Batch, TabularImageData
 from ..options import Options
 from .base import Logits, Method
-
-
-@dataclass(frozen=True)
-class MaximumSettings:
-    """Fusion."""
-
-    projection: Literal["linear", "identity"] = "linear"
-    """What the image features pass before the maximum: a linear layer, or nothing."""
+from .settings import MaximumSettings
 
 
 class Maximum(Method):

@@ -4,37 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import PositiveInt
 from torch import Tensor, nn
 
 from ..data.module import Batch, TabularImageData
 from ..data.tables import TableColumn
-from ..options import Options, Share
+from ..options import Options
 from .base import Stage
 from .kd import KD, distillation
-
-
-@dataclass(frozen=True)
-class MFHSettings:
-    """Which columns are kept, and the teacher."""
-
-    removed: Share = 0.75
-    """Share r of the columns that the teacher does not see, rounded down: those of the lowest saliency; 0.75 in the
-    released code on RAVDESS."""
-    permutations: PositiveInt = 10
-    """Permutations of each column that saliency is averaged over."""
-    rows: PositiveInt = 1024
-    """Training rows that saliency is measured on, at most."""
-    pair_epochs: PositiveInt = 10
-    """Epochs of teacher and student together, before those of the teacher."""
-    teacher_epochs: PositiveInt = 20
-    """Epochs of the teacher on the kept columns, before those of --epochs."""
-    teacher_dropout: Share = 0.5
-    """Share of its features that the teacher misses in training, so that it is less sure of the rows it has seen."""
+from .settings import MFHSettings
 
 
 class MFH(KD):

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import ClosedUnitInterval
 from torch import Tensor, nn
 
 from gaal_surgery import entropy
@@ -15,21 +11,7 @@ from gaal_surgery import entropy
 from ..data.module import Batch, TabularImageData
 from ..options import Options
 from .base import Logits, Method
-
-
-@dataclass(frozen=True)
-class MLASettings:
-    """Projection of the head's gradient, and fusion."""
-
-    projection: Literal["paper", "code", "none"] = "paper"
-    """Project with what earlier turns absorbed and then absorb this one (paper); absorb this one first (the intention
-    of the released code); or never (its effect, since it looks for the head's weight under another name)."""
-    unit_norm: bool = False
-    """Bring P to Frobenius norm 1 after each turn, as the released code does: a slower head under sgd."""
-    gate: Literal["entropy", "fixed"] = "entropy"
-    """Weigh the two predictions of a sample by their entropies, or all by image_weight."""
-    image_weight: ClosedUnitInterval = 0.55
-    """Weight of the image for gate fixed."""
+from .settings import MLASettings
 
 
 class MLA(Method):

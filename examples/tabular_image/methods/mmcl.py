@@ -2,35 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch.nn.functional as F
-from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
 from torch import nn
 
 from ..data.module import Batch, TabularImageData
-from ..options import Fraction, Options
+from ..options import Options
 from .base import Logits, Method, Stage
 from .contrastive import Corruption, contrastive_loss, projection, random_views, similarities
-
-
-@dataclass(frozen=True)
-class MMCLSettings:
-    """Pretraining and what follows it."""
-
-    pretraining_epochs: PositiveInt = 60
-    """Epochs of pretraining, before those of --epochs."""
-    encoder: Literal["frozen", "trainable"] = "frozen"
-    """What becomes of the pretrained image encoder: a linear probe on it, or fine-tuning."""
-    corruption: ClosedUnitInterval = 0.3
-    """Share of the cells of a table row that are redrawn from their columns in pretraining."""
-    crop: Fraction = 0.08
-    """Least share of an image's area that pretraining sees of it."""
-    temperature: PositiveFloat = 0.1
-    """Of the similarities."""
-    image_weight: ClosedUnitInterval = 0.5
-    """Weight of finding an image's table row among the batch's; the rest is for finding a row's image."""
+from .settings import MMCLSettings
 
 
 class MMCL(Method):

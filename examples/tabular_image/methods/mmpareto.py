@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import PositiveFloat
 from torch import Tensor, nn
 from torchjd.aggregation import MGDAWeighting
 
@@ -17,19 +14,9 @@ from gaal_surgery import combine, gramian
 from ..data.module import Batch, TabularImageData
 from ..options import Options
 from .base import Logits, Method
+from .settings import MMParetoSettings
 
 _min_norm = MGDAWeighting()
-
-
-@dataclass(frozen=True)
-class MMParetoSettings:
-    """Size of the encoders' gradients."""
-
-    gamma: PositiveFloat = 1.5
-    """What all gradients of the encoders are multiplied by."""
-    rescale: Literal["tensor", "encoder"] = "tensor"
-    """What is brought to the length of the plain sum: each tensor by itself, as in the released code, which bends the
-    direction; or the whole encoder's gradient, which keeps it."""
 
 
 class MMPareto(Method):

@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import PositiveFloat
 from torch import Tensor
 
 from ..data.module import Batch
-from ..options import Fraction
 from .base import Logits
 from .concatenation import Concatenation
-
-
-@dataclass(frozen=True)
-class OGMGESettings:
-    """Modulation of the encoders' gradients."""
-
-    alpha: PositiveFloat = 0.8
-    """Strength of the restraint; the authors suggest 0.1 to 0.8, by data set."""
-    enhance: bool = True
-    """Add Gaussian noise to the gradients of both encoders (GE)."""
-    share: Fraction = 0.5
-    """Share of the epochs, from the first, in which gradients are modulated; half in the released code."""
-    tensors: Literal["matrices", "convolutions"] = "matrices"
-    """What is modulated: every tensor of an encoder that is not one-dimensional, or those of four dimensions alone. The
-    latter is the released code's, and never restrains a table encoder."""
+from .settings import OGMGESettings
 
 
 class OGMGE(Concatenation):

@@ -2,43 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from ..data.module import Batch, TabularImageData
 from ..options import Options
 from .base import Logits, Method, Stage
+from .settings import ReconBoostSettings
 
 _HIDDEN = 256
-
-
-@dataclass(frozen=True)
-class ReconBoostSettings:
-    """Rounds and loss weights."""
-
-    pretraining_epochs: PositiveInt = 10
-    """Epochs of the pretraining, before those of --epochs."""
-    turn_epochs: PositiveInt = 1
-    """Epochs of one modality's own phase (E_1); 4 in the released code, over hundreds of rounds."""
-    joint_epochs: PositiveInt = 1
-    """Epochs of the joint phase after it (E_2); 4 in the released code."""
-    label_weight: PositiveFloat = 4.0
-    """Weight of the cross-entropy in a modality's own phase (w_1)."""
-    residual_weight: NonNegativeFloat = 1.0
-    """How much less a sample counts where the other modality is right already (w_2); as label_weight, it is the pure
-    boosting residual."""
-    divide_by_classes: bool = False
-    """Divide the loss of the own phase by the number of classes, as the released code does: smaller steps of sgd, next
-    to nothing under adam and adamw."""
-    memory: NonNegativeFloat = 0.0
-    """A variant: weight of the squared distance between the modality's probabilities and the other's. The released
-    code has it with weight 0.5 and detaches both sides, so that it has no gradient there; here it has."""
-    fresh_optimizer: bool = False
-    """Begin every phase with an optimizer without memory, as the released code does."""
 
 
 class ReconBoost(Method):

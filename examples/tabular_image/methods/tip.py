@@ -3,45 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import ClosedUnitInterval, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from ..data.module import Batch, TabularImageData
 from ..data.tables import TableColumn
 from ..errors import InputError
-from ..options import Fraction, Options
+from ..options import Options
 from .base import Logits, Method, Stage
 from .contrastive import Corruption, contrastive_loss, projection, random_views, similarities
-
-
-@dataclass(frozen=True)
-class TIPSettings:
-    """Size, pretraining and what follows it."""
-
-    width: PositiveInt = 32
-    """Features of a token; a multiple of heads. The paper has 512."""
-    blocks: PositiveInt = 1
-    """Blocks of the table transformer, and of the multimodal one. The paper has 4 each."""
-    heads: PositiveInt = 2
-    """Attention heads. The paper has 8."""
-    pretraining_epochs: PositiveInt = 20
-    """Epochs of pretraining, before those of --epochs."""
-    encoder: Literal["frozen", "trainable"] = "trainable"
-    """What becomes of the pretrained network: a linear probe on it (the paper's default), or fine-tuning."""
-    corruption: ClosedUnitInterval = 0.3
-    """Share of the cells of a table row that are redrawn from their columns for contrast and matching."""
-    masked: Fraction = 0.5
-    """Share of the cells that are hidden and reconstructed; at least one cell."""
-    crop: Fraction = 0.08
-    """Least share of an image's area that pretraining sees of it."""
-    temperature: PositiveFloat = 0.1
-    """Of the similarities."""
+from .settings import TIPSettings
 
 
 class TIP(Method):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tabular_image.data import TabularImageData
+from tabular_image.data.module import TabularImageData
 from tabular_image.methods.charms import CHARMS, pair_channels, similarity_cost, transport_plan
 from tabular_image.methods.unimodal import Unimodal
 from torch import nn

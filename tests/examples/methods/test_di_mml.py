@@ -9,7 +9,7 @@ import math
 import pandas as pd
 import pytest
 import torch
-from tabular_image.data import TabularImageData
+from tabular_image.data.module import TabularImageData
 from tabular_image.methods.di_mml import DIMML, accuracies_alone, confidence_weights, contrast
 from toy import assert_resumes, batches, build, equal_states, fit, samples
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tabular_image.methods import METHODS
+from tabular_image.methods import METHODS, SETTINGS
 from toy import CLASSES, batches, build, equal_states, fit, toy_data
 
 from gaal_surgery import fuse_logits
@@ -44,6 +44,11 @@ def test_one_seed_starts_all_encoders_alike(name):
     method, reference = build(name), build("gaal")
     for modality, encoder in method.encoders.items():
         assert equal_states(encoder.state_dict(), reference.encoders[modality].state_dict())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_registered_with_its_own_options(name):
+    assert METHODS[name].Settings is SETTINGS[name]
 
 
 @pytest.mark.slow

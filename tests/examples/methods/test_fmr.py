@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from tabular_image.data import TabularImageData
+from tabular_image.data.module import TabularImageData
 from tabular_image.methods.fmr import FMR
 from toy import batches, build, equal_states, fit, samples
 

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from tabular_image.data import Samples, TabularImageData
+from tabular_image.data import Samples
+from tabular_image.data.module import TabularImageData
 from tabular_image.data.tables import TableColumn
 from tabular_image.methods.mfh import MFH, saliency
 from toy import batches, build, equal_states, fit, samples, toy_data

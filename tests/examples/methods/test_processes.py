@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from processes import run_in_group
-from tabular_image import train
 from tabular_image.methods import METHODS
+from tabular_image.run import build_trainer
 from toy import build, toy_data
 
 pytestmark = pytest.mark.slow  # starts processes
@@ -29,7 +29,7 @@ def fit(name, folder, settings):
     step = method.training_step
     method.training_step = lambda batch, batch_idx: (seen.append(batch["row"].tolist()), step(batch, batch_idx))[0]
     with patch.dict(os.environ, environment):
-        train.build_trainer(method.options, method.total_epochs).fit(method, datamodule=data)
+        build_trainer(method.options, method.total_epochs).fit(method, datamodule=data)
     return method.state_dict(), seen
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from tabular_image.data import TabularImageData
+from tabular_image.data.module import TabularImageData
 from tabular_image.methods.reconboost import ReconBoost
 from toy import CLASSES, assert_resumes, batches, build, equal_states, fit, samples
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from tabular_image.data import TabularImageData
+from tabular_image.data.module import TabularImageData
 from tabular_image.errors import InputError
 from tabular_image.methods.tip import hard_negatives, random_mask
 from toy import batches, build, equal_states, fit, samples, toy_data

@@ -8,7 +8,8 @@ import lightning as L
 import numpy as np
 import pandas as pd
 import torch
-from tabular_image.data import Samples, TabularImageData
+from tabular_image.data import Samples
+from tabular_image.data.module import TabularImageData
 from tabular_image.methods import METHODS
 from tabular_image.options import Options
 

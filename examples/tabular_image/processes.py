@@ -1,0 +1,23 @@
+"""The processes of a run, as the launcher that started them numbers them in the environment."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+
+def nodes() -> int:
+    """Machines that torchrun has started the command on."""
+    return int(os.environ.get("GROUP_WORLD_SIZE", 1))
+
+
+def is_first() -> bool:
+    """Whether this is the first process, for torchrun, for Lightning, or for SLURM."""
+    numbers = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return int(next(filter(None, numbers), 0)) == 0
+
+
+def say(*values: object, **settings: Any) -> None:
+    """Prints, once for all processes."""
+    if is_first():
+        print(*values, **settings)
