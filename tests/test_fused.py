@@ -9,7 +9,6 @@ import subprocess
 import sys
 from contextlib import contextmanager
 
-import launches
 import numpy as np
 import pytest
 import reference
@@ -199,42 +198,6 @@ def test_training_is_that_of_the_cpu(inner, align, kernels):
         assert reference.train(its_optimizer, twin, moved) == history
     torch.testing.assert_close([x.cpu() for x in twin.parameters()], list(model.parameters()), rtol=1e-4, atol=1e-5)
     assert its_optimizer.state_dict().keys() == optimizer.state_dict().keys()
-
-
-class TestLaunches:
-    """How many operators the path of a device takes, counted on the meta device."""
-
-    @staticmethod
-    def linear():
-        return launches.HEADS["Linear 2048x286"]()
-
-    @pytest.mark.parametrize(("kernels", "most"), [(False, 24), pytest.param(True, 14, marks=needs_triton)])
-    def test_of_align(self, kernels, most):
-        assert 0 < launches.of_align(self.linear(), 1, fused=kernels).total() <= most
-
-    @pytest.mark.parametrize(("kernels", "most"), [(False, 40), pytest.param(True, 30, marks=needs_triton)])
-    def test_of_a_guided_step(self, kernels, most):
-        assert 0 < launches.of_step(self.linear(), 1, fused=kernels).total() <= most
-
-    @needs_triton
-    def test_the_kernels_are_launched_once_each(self):
-        counts = launches.of_align(self.linear(), 1, fused=True)
-        assert {counts[f"gaal_surgery::{name}"] for name in ("inner_products", "weighted_sum")} == {1}
-
-    def test_views_and_allocations_are_left_out_and_fills_counted(self):
-        tensor = torch.empty(4, 3, device="meta")
-        with launches.Launches() as counted:
-            torch.empty_like(tensor[:2].T.detach()).unbind()
-            torch.zeros(3, device="meta")
-            tensor.copy_(tensor.double())
-            torch._foreach_copy_([tensor], [tensor])
-        assert counted.counts == {"zeros": 1, "_to_copy": 1, "copy_": 1, "_foreach_copy_": 1}
-
-    @pytest.mark.slow
-    @needs_triton
-    def test_the_command(self, capsys):
-        launches.main([1])
-        assert capsys.readouterr().out.count("fused") == len(launches.HEADS)
 
 
 @ALIGN
