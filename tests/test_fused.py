@@ -34,14 +34,15 @@ needs_triton = pytest.mark.skipif(fused is None, reason="needs triton 3.3 or new
 KERNELS = pytest.mark.parametrize("kernels", [False, pytest.param(True, marks=needs_triton)], ids=["eager", "fused"])
 # No multiple of a block, less than one, exactly one, nothing; no dimension.
 SHAPES = [(33, 70), (7,), (1024,), (0,), (), (1025,)]
-MANY = [(1 + i % 5, 3) for i in range(30)]
+MANY = [*[(1 + i % 5, 3) for i in range(30)], (40, 50), (2,)]
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2, torch.float32: 1e-6, torch.float64: 1e-14}
 
 
 @contextmanager
 def as_on_a_device():
-    """Nothing is read on the host, though the tensors are a CPU's."""
+    """Nothing is read on the host, though the tensors are a CPU's; a thousand numbers are many."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(projection, "_CHUNK_ON_DEVICE", 1000)
         for module in (projection, surgery):
             patch.setattr(module, "on_host", lambda tensor: False)
         yield
@@ -135,7 +136,7 @@ class TestAlign:
             tensor.view(-1)[::2] = -0.0
 
         def rule(gramian):
-            return gramian.new_tensor([[weight, NAN] for weight in weights])[:, 0]  # not contiguous
+            return gramian.new_tensor(weights)
 
         result = aligned(gradient, [one, other], rule, kernels=kernels)
         used = [its for its, weight in zip((one, other), weights[1:], strict=True) if weight]
@@ -175,7 +176,7 @@ def test_into_the_first_gradient_contiguous_or_not(kernels):
     expected = [one - 0.5 * other for one, other in zip(gradient, guide, strict=True)]
     storages = [tensor.data_ptr() for tensor in gradient]
     with as_on_a_device():
-        weights = torch.tensor([1.0, -0.5], dtype=torch.float64, device=DEVICE)
+        weights = torch.tensor([[1.0, NAN], [-0.5, NAN]], dtype=torch.float64, device=DEVICE)[:, 0]
         combine_into(gradient, join([gradient, guide], kernels), weights, exact=False)
     assert [tensor.data_ptr() for tensor in gradient] == storages
     torch.testing.assert_close(gradient, expected)
