@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from gaal_surgery.functional import LossFn, as_function, check_lengths, same_random_numbers, trainable
 from gaal_surgery.guidance import Uncertainty, check_settings, entropy, select_uncertain, uncertain_gradients
-from gaal_surgery.projection import cancels, combine_into, join
+from gaal_surgery.projection import cancels, combine_into, fused_kernels, join
 from gaal_surgery.rounds import Evidence, Round, Turn, Turns
 from gaal_surgery.rows import Plan, SharedRows, several
 from gaal_surgery.shards import Shards
@@ -62,9 +62,11 @@ class GradientAlignedAlternator(Optimizer):
         process_group: the ranks that share every batch; None takes the default group where ``torch.distributed`` is
             initialised. Samples are then selected among the rows of all ranks, which take the same turns and record the
             same guides; ``uncertainty``, ``loss_fn`` and ``rule`` must give the same on all of them.
+        fused: take the Triton kernels, which were never timed: no GPU was at hand.
 
     Raises:
         TypeError: an argument is not of the kind above.
+        ImportError: ``fused`` needs another Triton.
         ValueError: an argument is outside its range, ``optimizer`` needs a closure, or it does not hold ``shared``.
 
     Example:
@@ -99,6 +101,7 @@ class GradientAlignedAlternator(Optimizer):
         guides: Literal["previous", "others"] = "previous",
         max_norm: float | None = None,
         process_group: dist.ProcessGroup | None = None,
+        fused: bool = False,
     ) -> None:
         _check_optimizer(optimizer)
         _check_shared(shared, optimizer)
@@ -115,7 +118,9 @@ class GradientAlignedAlternator(Optimizer):
             raise TypeError(f"process_group must be a group that this rank is in, or None, not {process_group!r}")
         self.base, self.shared, self.process_group = optimizer, shared, process_group
         self.loss_fn, self.fraction, self.uncertainty, self.max_norm = loss_fn, fraction, uncertainty, max_norm
-        self.rule, self.align, self.guides = rule, align, guides
+        if fused:
+            fused_kernels()
+        self.rule, self.align, self.guides, self.fused = rule, align, guides, fused
         self._round = Round()
         self._tried: list[tuple[Rule, int]] = []
         # Optimizer.__init__ would overwrite the wrapped optimizer's groups and state; this makes its hooks alone.
@@ -202,7 +207,8 @@ class GradientAlignedAlternator(Optimizer):
             What the closure returned, if there is one.
 
         Raises:
-            ValueError: the shared module cannot take a guide's features, or the rule cannot take so many guides.
+            ValueError: the shared module cannot take a guide's features, the rule cannot take so many guides, or
+                ``fused`` is for a CPU.
             RuntimeError: the ranks of several processes are in different turns, only some of them recorded a guide or
                 have gradients, or FSDP has left the shared module unsharded.
         """
@@ -219,6 +225,8 @@ class GradientAlignedAlternator(Optimizer):
             self.base.step()
             self._round.stats = AlignmentStats()
             return loss
+        if self.fused:
+            fused_kernels().check_device(next(iter(stepping.values())).device)
         with as_function(self.shared, next(iter(evidence.values())).features.device) as function:
             whole = uncertain_gradients(function, evidence, self._choose, (self.loss_fn, self.max_norm), ranks)
         shards = Shards(list(stepping.values()))
@@ -234,7 +242,7 @@ class GradientAlignedAlternator(Optimizer):
             before = [tensor.clone() for tensor in moved]
             self.base.step()
             rows = [moved, [earlier - now for earlier, now in zip(before, moved, strict=True)], *guides]
-        joined, count = join(rows), 1 + len(guides)
+        joined, count = join(rows, self.fused), 1 + len(guides)
         products = shards.gramian(rows[-count:], joined.last(count))
         weights = change = weigh(products, self.rule)
         if self.align == "update":

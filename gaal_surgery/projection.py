@@ -20,6 +20,7 @@ Gradient = TypeVar("Gradient", bound=Tensor | Sequence[Tensor] | Mapping[str, Te
 _CHUNK = 2**17
 _CHUNK_ON_DEVICE = 2**24
 _BLOCK = 5
+_FEW = 8  # tensors that fused kernels read where they are
 # Squared norms whose products float32 holds, however their numbers are spread over a tensor.
 _SAFE = (1e-24, 1e34)
 
@@ -30,24 +31,27 @@ class Joined(NamedTuple):
     Attributes:
         large: by tensor, the ``n`` tensors in that place.
         small: ``(n, numbers)``, all tensors that are less than a chunk.
+        fused: whether Triton kernels read them.
     """
 
     large: list[list[Tensor]]
     small: Tensor
+    fused: bool
 
     def last(self, count: int) -> "Joined":
         """The last gradients alone."""
-        return Joined([column[-count:] for column in self.large], self.small[-count:])
+        return Joined([column[-count:] for column in self.large], self.small[-count:], self.fused)
 
 
 @torch.no_grad()
-def align(gradient: Gradient, guides: Sequence[Gradient], rule: Rule = HalfSpace()) -> Gradient:
+def align(gradient: Gradient, guides: Sequence[Gradient], rule: Rule = HalfSpace(), *, fused: bool = False) -> Gradient:
     """The current gradient after surgery (Eqs. 3-5 of the paper, for the default rule).
 
     Args:
         gradient: a tensor, or a sequence or mapping of tensors (the parameters of one module): one vector to the rule.
         guides: gradients of the same structure that the current gradient must not hurt; mappings match by key.
         rule: Gramian -> weights.
+        fused: take the Triton kernels, which were never timed: no GPU was at hand.
 
     Returns:
         The structure of ``gradient``, in its dtypes. The result is unchanged to the bit where no guide objects, and
@@ -55,7 +59,8 @@ def align(gradient: Gradient, guides: Sequence[Gradient], rule: Rule = HalfSpace
 
     Raises:
         TypeError: a gradient is not a tensor, nor a sequence or mapping of tensors, or the rule is none.
-        ValueError: a guide differs from the gradient in its keys, length or shapes.
+        ValueError: a guide differs from the gradient in its keys, length or shapes, or ``fused`` is for a CPU.
+        ImportError: ``fused`` needs another Triton.
 
     Example:
         >>> gradient = {"weight": torch.tensor([[1.0, 0.0]]), "bias": torch.tensor([2.0])}
@@ -67,7 +72,9 @@ def align(gradient: Gradient, guides: Sequence[Gradient], rule: Rule = HalfSpace
     if len(guides) == 0:
         return gradient
     rows = _rows([gradient, *guides], ["gradient", *(f"guides[{i}]" for i in range(len(guides)))])
-    joined = join(rows)
+    if fused:
+        fused_kernels().check_device(rows[0][0].device)
+    joined = join(rows, fused)
     products = gramian_of(joined)
     weights = weigh(products, rule)
     aligned: Gradient = _combined(gradient, rows[0], joined, weights, cancels(products, weights))
@@ -126,17 +133,31 @@ def combine(gradients: Sequence[Gradient], weights: Tensor) -> Gradient:
     return combined
 
 
-def join(rows: list[list[Tensor]]) -> Joined:
+def fused_kernels() -> Any:
+    """The module of the Triton kernels, which is imported where they are asked for."""
+    try:
+        import gaal_surgery.fused
+    except ImportError as error:
+        raise ImportError(
+            f"fused=True needs triton 3.3 or newer ({error}): install it, or leave fused=False"
+        ) from error
+    return gaal_surgery.fused
+
+
+def join(rows: list[list[Tensor]], fused: bool = False) -> Joined:
     """The rows with their small tensors joined, so that one operation does for all of them."""
-    large, small = _by_size(rows[0])
+    large, small = _by_size(rows[0], fused)
     joined = torch.cat([row[i].reshape(-1) for row in rows for i in small]) if small else rows[0][0].new_empty(0)
-    return Joined([[row[i] for row in rows] for i in large], joined.view(len(rows), -1))
+    return Joined([[row[i] for row in rows] for i in large], joined.view(len(rows), -1), fused)
 
 
 def gramian_of(joined: Joined) -> Tensor:
     """:func:`gramian` of joined gradients."""
     count, wide = len(joined.small), widest(joined.small.device)
     columns = [*joined.large, list(joined.small)]
+    if joined.fused:
+        products: Tensor = fused_kernels().gramian(columns)
+        return products
     if torch.compiler.is_compiling():  # the compiler makes one pass of all products
         pairs = [(min(i, j), max(i, j)) for i in range(count) for j in range(count)]
         dots = [torch.stack([(x[i].to(wide) * x[j].to(wide)).sum() for x in columns]).sum() for i, j in pairs]
@@ -158,24 +179,34 @@ def combine_into(destination: list[Tensor], joined: Joined, weights: Tensor, exa
         weights: ``(n,)``.
         exact: sum in the widest dtype, where terms may cancel one another.
     """
-    numbers = weights.tolist() if on_host(weights) else list(weights)
-    large, small = _by_size(destination)
-    outputs = [*(destination[i] for i in large), joined.small[0]]
-    for output, (current, *guides) in zip(outputs, [*joined.large, list(joined.small)], strict=True):
-        dtype = widest(output.device) if exact else common_dtype([output, *guides])
-        total = output.copy_(current).to(dtype)
-        if on_host(weights):
+    large, small = _by_size(destination, joined.fused)
+    columns = [*joined.large, list(joined.small)]
+    totals, written = [*(destination[i] for i in large), joined.small[0]], small
+    if joined.fused:
+        fused_kernels().combine_into(totals, columns, weights)
+    elif on_host(weights):
+        numbers = weights.tolist()
+        for output, (current, *guides) in zip(totals, columns, strict=True):
+            total = output.copy_(current).to(_dtype_of_sum(output, guides, exact))
             total = total if numbers[0] == 1 else total.mul_(numbers[0])
             for guide, weight in zip(guides, numbers[1:], strict=True):
                 total = total if weight == 0 else total.add_(guide, alpha=weight)
-        else:
-            total = total * numbers[0]
-            for guide, weight in zip(guides, numbers[1:], strict=True):
-                total = torch.where(weight != 0, total + guide.to(dtype) * weight, total)
-        output.copy_(total)
-    parts = torch.split(joined.small[0], [destination[i].numel() for i in small])
-    for i, part in zip(small, parts, strict=True):
-        destination[i].copy_(part.view_as(destination[i]))
+            output.copy_(total)
+    else:
+        acts, written, totals = weights != 0, large + small, []
+        for current, *guides in columns:
+            total = current.to(_dtype_of_sum(current, guides, exact)) * weights[0]
+            for guide, weight, acting in zip(guides, weights[1:], acts[1:], strict=True):
+                total = torch.where(acting, torch.addcmul(total, guide, weight), total)
+            totals.append(total)
+    totals += torch.split(totals.pop(), [destination[i].numel() for i in small])
+    if written:
+        outputs, totals = [destination[i] for i in written], totals[-len(written) :]
+        torch._foreach_copy_(outputs, [x.view_as(output) for output, x in zip(outputs, totals, strict=True)])
+
+
+def _dtype_of_sum(current: Tensor, guides: list[Tensor], exact: bool) -> torch.dtype:
+    return widest(current.device) if exact else common_dtype([current, *guides])
 
 
 def cancels(products: Tensor, weights: Tensor) -> bool:
@@ -222,6 +253,9 @@ def _products(joined: Joined, dtype: torch.dtype) -> Tensor:
 
 def _row_products(matrix: Tensor) -> Tensor:
     """The inner products of a matrix's rows; those below the diagonal are mostly left out, and copied."""
+    if len(matrix) <= _BLOCK:
+        product = matrix @ matrix.T
+        return torch.maximum(product, product.T)  # to the bit the same on both sides
     product = matrix.new_empty(len(matrix), len(matrix))
     for i in range(0, len(matrix), _BLOCK):
         torch.mm(matrix[i : i + _BLOCK], matrix[i:].T, out=product[i : i + _BLOCK, i:])
@@ -234,9 +268,10 @@ def _chunk(tensor: Tensor) -> int:
     return _CHUNK if on_host(tensor) else _CHUNK_ON_DEVICE
 
 
-def _by_size(tensors: list[Tensor]) -> tuple[list[int], list[int]]:
+def _by_size(tensors: list[Tensor], fused: bool) -> tuple[list[int], list[int]]:
     """Positions of the tensors that make a chunk by themselves, and of the smaller ones."""
-    most = 0 if torch.compiler.is_compiling() else _chunk(tensors[0])
+    alone = torch.compiler.is_compiling() or (fused and len(tensors) <= _FEW)
+    most = 0 if alone else _chunk(tensors[0])
     positions = range(len(tensors))
     return [i for i in positions if tensors[i].numel() >= most], [i for i in positions if tensors[i].numel() < most]
 

@@ -51,7 +51,7 @@ class Shards:
         total: Any = 0
         for layout in dict.fromkeys(self._layouts):
             its = [i for i, other in enumerate(self._layouts) if other == layout]
-            products: Any = gramian_of(join([[row[i] for i in its] for row in rows]))
+            products: Any = gramian_of(join([[row[i] for i in its] for row in rows], joined.fused))
             if layout is not None:
                 mesh, placements = layout
                 partial = [Partial() if placement.is_shard() else Replicate() for placement in placements]

@@ -56,12 +56,17 @@ class HalfSpace:
             raise ValueError(f"HalfSpace takes at most {_MOST_GUIDES} guides, not {guides}: use guides='previous'")
         if on_host(gramian) and (multipliers := self._in_plain_numbers(gramian.tolist())) is not None:
             return gramian.new_tensor([1.0, *multipliers])
+        if guides == 1:  # in few operations, each of which a device would have to launch
+            wide = gramian.to(widest(gramian.device))
+            squares = wide.diagonal()
+            margin = self.margin * squares.sqrt().prod() if self.relative else self.margin
+            weights = ((margin - wide[0]) / squares).clamp(min=0).nan_to_num(0.0, 0.0)  # 0 for a guide of length 0
+            weights[0].fill_(1)
+            return weights
         unit, products, inverse = _unit_guides(gramian)
         margins = gramian[0, 0].sqrt() * (inverse > 0) if self.relative else inverse
         lacking = self.margin * margins - products
-        if guides == 1:
-            added = lacking.clamp(min=0)
-        elif self.margin <= 0:
+        if self.margin <= 0:
             added = _nonnegative(unit, lacking)
         else:
             precision = math.sqrt(torch.finfo(gramian.dtype).eps)
@@ -152,15 +157,16 @@ def weigh(gramian: Tensor, rule: Rule) -> Tensor:
     """
     usable = None
     if not on_host(gramian) or not math.isfinite(gramian.trace()):
-        usable = gramian.diagonal().isfinite() & gramian[0, 0].isfinite()
-        gramian = torch.where(usable & usable[:, None], gramian, 0)
+        finite, current = gramian.diagonal() < torch.inf, current_only(gramian)
+        usable = finite & finite[:, None]
+        gramian = torch.where(usable, gramian, current[-1])  # a 0 that is there already
     weights = rule(gramian)
     if not isinstance(weights, Tensor):
         raise TypeError(f"rule must return a tensor of weights, not {type(weights).__name__}")
     if weights.shape != gramian.shape[:1]:
         raise ValueError(f"rule must return ({len(gramian)},) weights, one a gradient, not {tuple(weights.shape)}")
     # Without a usable current gradient every weight is refused, so that the gradient passes as it is.
-    return weights.to(gramian) if usable is None else torch.where(usable, weights.to(gramian), current_only(gramian))
+    return weights.to(gramian) if usable is None else torch.where(usable[0], weights.to(gramian), current)
 
 
 def current_only(gramian: Tensor) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import guide
+import launches
 import numpy as np
 import pandas as pd
 import projection
@@ -161,3 +163,44 @@ def test_every_way_runs_equally_often():
     seconds = timing.interleaved({name: lambda name=name: calls.append(name) for name in "abc"}, CPU, repeats=4)
     assert seconds.shape == (4, 3)
     assert sorted(calls) == sorted("abc" * (timing.WARM_UP + 4))
+
+
+NEEDS_TRITON = pytest.mark.skipif(
+    find_spec("triton") is None or torch.__version__ < "2.7", reason="needs triton 3.3, which torch 2.7 brings"
+)
+
+
+class TestLaunches:
+    """How many operators a device's path takes."""
+
+    @staticmethod
+    def linear():
+        return launches.HEADS["Linear 2048x286"]()
+
+    @pytest.mark.parametrize(("kernels", "most"), [(False, 24), pytest.param(True, 14, marks=NEEDS_TRITON)])
+    def test_of_align(self, kernels, most):
+        assert 0 < launches.of_align(self.linear(), 1, fused=kernels).total() <= most
+
+    @pytest.mark.parametrize(("kernels", "most"), [(False, 40), pytest.param(True, 30, marks=NEEDS_TRITON)])
+    def test_of_a_guided_step(self, kernels, most):
+        assert 0 < launches.of_step(self.linear(), 1, fused=kernels).total() <= most
+
+    @NEEDS_TRITON
+    def test_the_kernels_are_launched_once_each(self):
+        counts = launches.of_align(self.linear(), 1, fused=True)
+        assert {counts[f"gaal_surgery::{name}"] for name in ("inner_products", "weighted_sum")} == {1}
+
+    def test_views_and_allocations_are_left_out_and_fills_counted(self):
+        tensor = torch.empty(4, 3, device="meta")
+        with launches.Launches() as counted:
+            torch.empty_like(tensor[:2].T.detach()).unbind()
+            torch.zeros(3, device="meta")
+            tensor.copy_(tensor.double())
+            torch._foreach_copy_([tensor], [tensor])
+        assert counted.counts == {"zeros": 1, "_to_copy": 1, "copy_": 1, "_foreach_copy_": 1}
+
+    @pytest.mark.slow
+    @NEEDS_TRITON
+    def test_the_command(self, capsys):
+        launches.main([1])
+        assert capsys.readouterr().out.count("fused") == len(launches.HEADS)

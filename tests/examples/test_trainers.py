@@ -281,9 +281,7 @@ def train_on_this_rank(folder):
                 resumed = train_in_two_runs(trainer, own, guidance=guidance, **options)
                 weights[trainer, guidance] = arrays(through), arrays(resumed)
             if trainer in ACCUMULATION:
-                weights[trainer, "accumulated"] = arrays(
-                    train(folder, epochs=1, **options, **ACCUMULATION[trainer])
-                )
+                weights[trainer, "accumulated"] = arrays(train(folder, epochs=1, **options, **ACCUMULATION[trainer]))
             forget_accelerate()
     return weights
 
