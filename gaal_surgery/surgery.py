@@ -199,8 +199,7 @@ def _unit_guides(gramian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     rounding = torch.finfo(gramian.dtype).eps ** 0.7  # 1e-11 in float64: float32 guides leave about 1e-14
     gramian = gramian.to(widest(gramian.device))
-    lengths = gramian.diagonal()[1:].sqrt()
-    inverse = torch.where(lengths > 0, 1 / lengths, 0)
+    inverse = gramian.diagonal()[1:].sqrt().reciprocal().nan_to_num(0.0, 0.0)
     unit, products = gramian[1:, 1:] * inverse * inverse[:, None], gramian[0, 1:] * inverse
     if len(unit) == 1:
         return unit, products, inverse
@@ -259,7 +258,7 @@ def _solve(matrix: Tensor, rhs: Tensor, active: Tensor) -> Tensor:
     for j in range(len(matrix)):
         pivot = tableau[:, j, j]
         usable = active[:, j] & (pivot > _DEPENDENT)
-        scale = torch.where(usable, 1 / pivot, 0)
+        scale = torch.where(usable, pivot.reciprocal(), 0)
         pivot_row = torch.where(usable[:, None], tableau[:, j] * scale[:, None], 0)
         eliminated = tableau - tableau[:, :, j, None] * pivot_row[:, None]
         tableau = torch.where((rows == j)[:, None], pivot_row[:, None], eliminated)

@@ -252,6 +252,26 @@ def test_the_kernels_compile_for_a_gpu(tmp_path):
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
+@ALIGN
+@needs_triton
+@pytest.mark.skipif(torch.__version__ < "2.8", reason="torch before 2.8 does not compile the step")
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning")
+def test_the_step_compiles(align, batch):
+    """But for the breaks that torch's own optimizers make."""
+    moved = []
+    for compile_ in (lambda step: step, lambda step: torch.compile(step, backend="aot_eager")):
+        torch.compiler.reset()
+        model, optimizer = build(inner=SGD, align=align, rule=DEMANDING, fused=True)
+        model.to(DEVICE)
+        inputs, target = batch
+        batches = [({name: x.to(DEVICE) for name, x in inputs.items()}, target.to(DEVICE))]
+        optimizer.step = compile_(optimizer.step)
+        assert any(reference.train(optimizer, model, 3 * batches))
+        moved.append(list(model.parameters()))
+    torch.testing.assert_close(*moved)
+
+
 class TestRefused:
     @needs_triton
     def test_on_a_cpu_but_for_the_interpreter(self):
