@@ -295,9 +295,9 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=False)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # compilers before torch 2.13 cannot look
 def _has_autocast(device: torch.device) -> bool:
-    return torch.amp.is_autocast_available(device.type)
+    # Compilers before torch 2.13 cannot look, and there is none for a device without autocast.
+    return torch.compiler.is_compiling() or torch.amp.is_autocast_available(device.type)
 
 
 def _is_linear(shared: nn.Module) -> bool:
