@@ -23,7 +23,7 @@ import pandas as pd
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from tabular_image import run as pipeline
 from tabular_image.data import Samples
-from tabular_image.data.images import in_memory
+from tabular_image.data.images import in_memory, without
 from tabular_image.errors import InputError
 from tabular_image.options import Options
 from tqdm import tqdm
@@ -266,7 +266,7 @@ def _samples(options: Options) -> Samples:
     if which not in _READ:
         samples = pipeline.read_samples(options)
         if not options.skip_corrupt:
-            samples = in_memory(samples, options.image_size or samples.image_size, threads=1)
+            samples = without(*in_memory(samples, options.image_size or samples.image_size, threads=1), skip=False)
         _READ.clear()
         _READ[which] = samples
     return _READ[which]

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 
 from tabular_image.command_line import parse
-from tabular_image.errors import InputError
+from tabular_image.errors import ImageError, InputError
 from tabular_image.processes import say
 
 
@@ -21,7 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         run(options)
     except InputError as error:
-        say(f"error: {error}", file=sys.stderr)
+        tell = print if isinstance(error, ImageError) else say
+        tell(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 

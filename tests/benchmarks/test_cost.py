@@ -12,6 +12,7 @@ import pandas as pd
 import projection
 import pytest
 import scaling
+import start
 import step
 import timing
 import torch
@@ -146,6 +147,15 @@ def test_scaling(tmp_path: Path):
     assert table["factor"].tolist() == ["batch"] * 2 + ["classes", "width"] + ["guides"] * 2 + ["processes"] * 2
     assert_positive(table, "copy_gb_s", "gflop_s")
     np.testing.assert_allclose(table["/ predicted"], table["ms"] / table["predicted_ms"], rtol=1e-9)
+
+
+@pytest.mark.parametrize(("cache", "where"), [(2**30, "in memory"), (0, "from files")])
+def test_a_large_set_begins(
+    cache: int, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setitem(start.TabularImageData.__init__.__kwdefaults__, "cache", cache)
+    start.begin(start.write_set(tmp_path, rows=200, side=8), 8, workers=1, batches=1)
+    assert f"8 px, {where}" in capsys.readouterr().out
 
 
 def test_peak_memory_counts_what_is_held_at_once():

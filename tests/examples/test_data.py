@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from tabular_image.data import Samples, load
+from tabular_image.data import Samples, images, load
 from tabular_image.data.images import random_affine, read_image
 from tabular_image.data.module import TabularImageData
 from tabular_image.data.splits import split_rows
 from tabular_image.data.tables import TableColumn, encode_table
-from tabular_image.errors import InputError
+from tabular_image.errors import ImageError, InputError
 from torch import Tensor
 from torchvision.transforms import functional
 
@@ -429,6 +429,77 @@ def test_skipped_rows_are_dropped_and_listed(pictures: Samples, tmp_path: Path):
 def test_nothing_readable_is_an_error_even_when_skipping(tmp_path: Path):
     with pytest.raises(InputError, match="no image of made can be read"):
         TabularImageData(make_samples(images=[(tmp_path / "none.png",)] * 60), workers=0, skip_corrupt=True)
+
+
+def halve(path: Path) -> None:
+    """A picture whose header is right and whose pixels end too early."""
+    Image.effect_noise((32, 32), 50).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(("cache", "before", "after"), [(0, 0, 60), (2**30, 60, 60)])
+def test_a_picture_is_decoded_once(
+    cache: int, before: int, after: int, pictures: Samples, monkeypatch: pytest.MonkeyPatch
+):
+    decoded = []
+    read = images.read_image
+    monkeypatch.setattr(images, "read_image", lambda path, grey: (decoded.append(path), read(path, grey))[1])
+    data = TabularImageData(pictures, workers=0, cache=cache)
+    assert len(set(decoded)) == len(decoded) == before
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        assert list(loader)
+    assert len(set(decoded)) == len(decoded) == after
+
+
+def test_files_that_are_missing_or_no_image_are_found_before_any_is_decoded(pictures: Samples, tmp_path: Path):
+    (tmp_path / "7.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"id 7: cannot read image .*7\.png \(not an image\); .*--skip_corrupt true"):
+        TabularImageData(pictures, workers=0, cache=0)
+    (tmp_path / "9.png").unlink()
+    data = TabularImageData(pictures, workers=0, cache=0, skip_corrupt=True)
+    assert [sentence.split(": ")[0] for sentence in data.skipped] == ["made, id 7", "made, id 9"]
+    assert sum(data.split_sizes.values()) == 58
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_pixels_end_the_epoch_that_meets_them(pictures: Samples, tmp_path: Path, workers: int):
+    data = TabularImageData(pictures, batch_size=8, workers=workers, cache=0)
+    row = data.splits["train"][5]
+    halve(tmp_path / f"{row}.png")
+    with pytest.raises(ImageError) as caught:
+        list(data.train_dataloader())
+    message = str(caught.value)
+    assert message.startswith(f"made, id {row}: cannot read image {tmp_path / f'{row}.png'} (")
+    assert "--skip_corrupt true" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_skipped_damaged_pixels_are_in_no_batch_and_listed_once(
+    pictures: Samples, tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]
+):
+    whole = TabularImageData(pictures, batch_size=60, augment=True, workers=0, cache=0)
+    rows = [whole.splits["train"][5], *whole.splits["test"]]
+    expected = read_epoch(whole, 1)
+    for row in rows:
+        halve(tmp_path / f"{row}.png")
+    data = TabularImageData(pictures, batch_size=60, augment=True, workers=workers, cache=0, skip_corrupt=True)
+    found = read_epoch(data, 1)
+    kept = expected["row"] != rows[0]
+    assert len(found["row"]) == len(kept) - 1
+    assert all(torch.equal(found[name], expected[name][kept]) for name in expected)
+    assert list(data.test_dataloader()) == []
+    read_epoch(data, 2)
+    assert len(data.skipped) == len(rows)
+    assert capsys.readouterr().out.splitlines() == [f"skipped: {sentence}" for sentence in data.skipped]
+
+
+def test_a_training_batch_without_images_ends_the_run_even_when_skipping(pictures: Samples, tmp_path: Path):
+    data = TabularImageData(pictures, workers=0, cache=0, skip_corrupt=True)
+    for row in data.splits["train"][1:]:
+        halve(tmp_path / f"{row}.png")
+    with pytest.raises(ImageError, match="nearly all images of a training batch"):
+        list(data.train_dataloader())
 
 
 # Published layouts

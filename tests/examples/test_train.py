@@ -20,6 +20,7 @@ from imports import run_with_imports
 from PIL import Image
 from tabular_image import train
 from tabular_image.callbacks import EpochSeed
+from tabular_image.data.module import TabularImageData
 from tabular_image.methods import METHODS, SETTINGS
 from tabular_image.report import _confusion
 
@@ -264,6 +265,38 @@ def test_bad_input_is_one_sentence_and_exit_code_2(options, words, arguments, tm
     assert error.count("\n") == 1
     assert all(word in error for word in words)
     assert not out.exists()
+
+
+@pytest.fixture
+def from_files(monkeypatch):
+    """Pictures are read when they are needed, as those of a large set are."""
+    monkeypatch.setitem(TabularImageData.__init__.__kwdefaults__, "cache", 0)
+
+
+def test_a_picture_found_damaged_in_training_is_one_sentence_and_the_run_resumes(
+    arguments, table, from_files, tmp_path, capsys
+):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert train.main(arguments(whole)) == 0
+    row = pd.read_csv(whole / "predictions.csv")["line"][0] - 2  # met after the training
+    picture = table.parent / f"{row}.png"
+    content = picture.read_bytes()
+    picture.write_bytes(content[:-30])
+    capsys.readouterr()
+    try:
+        assert train.main(arguments(stopped)) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: table.csv, line {row + 2}: cannot read image {picture} (")
+        assert error.count("\n") == 1
+        skipped = tmp_path / "skipped"
+        assert train.main(arguments(skipped, skip_corrupt="true")) == 0
+    finally:
+        picture.write_bytes(content)
+    assert (pd.read_csv(skipped / "predictions.csv")["line"].tolist()) == pd.read_csv(whole / "predictions.csv")[
+        "line"
+    ].tolist()[1:]
+    assert train.main(["--out", str(stopped), "--resume", "true"]) == 0
+    assert_same_run(whole, stopped)
 
 
 HEAVY = {

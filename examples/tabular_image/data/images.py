@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,38 +16,29 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.functional import normalize
 
-from ..errors import InputError
+from ..errors import ImageError, InputError
 from .samples import Samples
 
+_PART = 256  # files that a thread reads in one go: a task for each would cost as much as opening it
 _COLOUR = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # of ImageNet, which pretrained encoders expect
 _GREY = ([0.449], [0.226])  # their means over the channels
 
 
 def read_image(path: Path, grey: bool) -> Image.Image:
-    """Decodes one file to mode "L" or "RGB", upright.
-
-    Raises:
-        ValueError: The file is not a readable image; the message says why, in a few words.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I;16"):  # PIL's own conversion clips 16 bits instead of scaling them
-                upright = Image.fromarray((np.asarray(upright) // 257).astype(np.uint8))
-            return upright.convert("L" if grey else "RGB")
-    except UnidentifiedImageError as error:
-        raise ValueError("not an image") from error
-    except Exception as error:  # the decoders raise whatever a broken file leads them to
-        reason = str(error) or type(error).__name__
-        raise ValueError(reason) from error
+    """Decodes one file to mode "L" or "RGB", upright."""
+    with Image.open(path) as image:
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I;16"):  # PIL's own conversion clips 16 bits instead of scaling them
+            upright = Image.fromarray((np.asarray(upright) // 257).astype(np.uint8))
+        return upright.convert("L" if grey else "RGB")
 
 
 def square_image(samples: Samples, row: int, size: int) -> Image.Image:
     """One row's image as a square of `size` pixels, padded to keep its shape; several files make a mosaic.
 
     Raises:
-        InputError: A file cannot be read.
+        ImageError: A file cannot be read.
     """
     if isinstance(samples.images, np.ndarray):
         return ImageOps.pad(Image.fromarray(samples.images[row]), (size, size))
@@ -56,59 +49,108 @@ def square_image(samples: Samples, row: int, size: int) -> Image.Image:
     for place, path in enumerate(paths):
         try:
             image = read_image(path, samples.grey)
-        except ValueError as error:
-            raise InputError(f"{samples.where(row)}: cannot read image {path} ({error}); restore the file") from error
+        except Exception as error:
+            raise _told(samples, row, path, error) from error
         mosaic.paste(ImageOps.pad(image, (side, side)), (place % tiles * side, place // tiles * side))
     return mosaic
 
 
-def pixels(samples: Samples, rows: np.ndarray, size: int) -> Tensor:
-    """uint8 pixels (B, channels, size, size) of some rows; see `square_image`."""
+def pixels(samples: Samples, rows: np.ndarray, size: int) -> tuple[Tensor, dict[int, str]]:
+    """uint8 pixels (B, channels, size, size) of some rows, and what to tell of those that cannot be read, by place.
+
+    What cannot be read is black.
+    """
     if isinstance(samples.images, np.ndarray) and samples.images.shape[1:3] == (size, size):
-        squares = torch.from_numpy(samples.images[rows])
+        squares, problems = samples.images[rows], {}
     else:
-        squares = torch.from_numpy(np.stack([np.asarray(square_image(samples, int(row), size)) for row in rows]))
-    return squares[:, None] if squares.ndim == 3 else squares.permute(0, 3, 1, 2).contiguous()
+        squares, read = _reader(samples, rows, size)
+        problems = _failures(read, range(len(rows)))
+    images = torch.from_numpy(squares)
+    return images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous(), problems
 
 
-def in_memory(samples: Samples, size: int, threads: int) -> Samples:
-    """The data set with every image decoded to uint8 pixels of `size`; all files must be readable."""
-    with ThreadPoolExecutor(max(1, threads)) as pool:  # the decoders release the interpreter lock
-        squares = pool.map(lambda row: np.asarray(square_image(samples, row, size)), range(len(samples)))
-        return replace(samples, images=np.stack(list(squares)))
+def in_memory(samples: Samples, size: int, threads: int) -> tuple[Samples, dict[int, str]]:
+    """The data set with every image decoded to uint8 pixels of `size`, and what to tell of those that cannot be."""
+    squares, read = _reader(samples, np.arange(len(samples)), size)
+    problems = _parallel_failures(read, len(samples), threads)
+    return replace(samples, images=squares), problems
 
 
-def missing_images(samples: Samples) -> dict[int, str]:
-    """Which rows lack a file, in order, and what to tell the user."""
-    if isinstance(samples.images, np.ndarray):
-        return {}
-    return {
-        row: f"{samples.where(row)}: image {path} does not exist"
-        for row, paths in enumerate(samples.images)
-        for path in paths
-        if not path.is_file()
-    }
+def unidentified_images(samples: Samples, threads: int) -> dict[int, str]:
+    """Which rows have a file that is missing or no image, in order, and what to tell of each.
 
-
-def broken_images(samples: Samples, threads: int) -> dict[int, str]:
-    """Which rows have a file that cannot be decoded, in order, and what to tell the user.
-
-    Decodes every file once: an error in a worker process would reach the user as a traceback, in the middle of a run.
+    Files are opened and told by their headers. Pixels are decoded when they are needed.
     """
     if isinstance(samples.images, np.ndarray):
         return {}
 
-    def problem(paths: tuple[Path, ...]) -> str | None:
-        for path in paths:
+    def identify(row: int) -> None:
+        for path in samples.images[row]:
             try:
-                read_image(path, samples.grey)
-            except ValueError as error:
-                return f"cannot read image {path} ({error})"
-        return None
+                with Image.open(path):
+                    pass
+            except Exception as error:
+                raise _told(samples, row, path, error) from error
 
-    with ThreadPoolExecutor(max(1, threads)) as pool:  # the decoders release the interpreter lock
-        problems = list(pool.map(problem, samples.images))
-    return {row: f"{samples.where(row)}: {text}" for row, text in enumerate(problems) if text}
+    return _parallel_failures(identify, len(samples), threads)
+
+
+def without(samples: Samples, problems: dict[int, str], *, skip: bool) -> Samples:
+    """The data set without the rows that have problems.
+
+    Raises:
+        InputError: There are such rows and they are not to be skipped, or there are no others.
+    """
+    if not problems:
+        return samples
+    first = next(iter(problems.values()))
+    more = f", as are {len(problems) - 1} more rows" if len(problems) > 1 else ""
+    if not skip:
+        raise InputError(f"{first}{more}; restore the file, or leave such rows out with --skip_corrupt true")
+    if len(problems) == len(samples):
+        raise InputError(f"no image of {samples.name} can be read, so there is nothing to train on; first, {first}")
+    return samples.take(np.delete(np.arange(len(samples)), list(problems)))
+
+
+def _reader(samples: Samples, rows: np.ndarray, size: int) -> tuple[np.ndarray, Callable[[int], None]]:
+    """Black squares for some rows, uint8 (B, size, size) or (B, size, size, 3), and what reads one of them by place."""
+    squares = np.zeros((len(rows), size, size) if samples.grey else (len(rows), size, size, 3), dtype=np.uint8)
+
+    def read(place: int) -> None:
+        squares[place] = np.asarray(square_image(samples, int(rows[place]), size))
+
+    return squares, read
+
+
+def _failures(read: Callable[[int], None], places: range) -> dict[int, str]:
+    """What `read` says where it fails, by place."""
+    failures = {}
+    for place in places:
+        try:
+            read(place)
+        except ImageError as error:
+            failures[place] = str(error)
+    return failures
+
+
+def _parallel_failures(read: Callable[[int], None], count: int, threads: int) -> dict[int, str]:
+    """The same for so many places, in order; the decoders release the interpreter lock."""
+    parts = [range(start, min(start + _PART, count)) for start in range(0, count, _PART)]
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        failures = pool.map(partial(_failures, read), parts)
+        return {place: failure for part in failures for place, failure in part.items()}
+
+
+def _told(samples: Samples, row: int, path: Path, error: Exception) -> ImageError:
+    """Why a file is no readable image; the decoders raise whatever a broken file leads them to."""
+    match error:
+        case FileNotFoundError():
+            return ImageError(f"{samples.where(row)}: image {path} does not exist")
+        case UnidentifiedImageError():
+            reason = "not an image"
+        case _:
+            reason = str(error) or type(error).__name__
+    return ImageError(f"{samples.where(row)}: cannot read image {path} ({reason})")
 
 
 def normalise(images: Tensor, grey: bool) -> Tensor:

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from ..errors import InputError
-from .images import broken_images, in_memory, missing_images, normalise, pixels, random_affine
+from ..errors import ImageError, InputError
+from .images import in_memory, normalise, pixels, random_affine, unidentified_images, without
 from .samples import Samples
 from .splits import split_rows
 from .tables import encode_table
 
 Batch = dict[str, Tensor]
+Loaded = tuple[Batch, list[str]]
 
 
 class TabularImageData(L.LightningDataModule):
@@ -30,6 +31,9 @@ class TabularImageData(L.LightningDataModule):
     The order of the training rows and their augmentation depend on seed, epoch and row alone: neither the number of
     workers nor an interruption changes them. Images are read from their files when they are needed, or all at the start
     where their pixels take no more than `cache` bytes.
+
+    Of images that are read at the start, all that cannot be read are found there. Of others the headers are read there:
+    a file that is missing or no image is found, and one with damaged pixels when its batch is loaded.
 
     Args:
         samples: The data set.
@@ -43,7 +47,8 @@ class TabularImageData(L.LightningDataModule):
         fold: Which fold is the test, from 0.
         seed: Of the splits, the order of the training rows and the augmentation.
         workers: Processes that read images; 0 reads in the main process.
-        skip_corrupt: Drop rows whose image is missing or unreadable, and list them in `skipped`.
+        skip_corrupt: Drop rows whose image is missing or unreadable, and list them in `skipped`. What is found at the
+            start is in no split; what is found later is missing in its batches.
         cache: Most bytes of pixels to keep in memory.
 
     Attributes:
@@ -81,13 +86,17 @@ class TabularImageData(L.LightningDataModule):
         super().__init__()
         if len(samples) == 0:
             raise InputError(f"{samples.name}: there are no rows; check the file that lists them")
-        samples, self.skipped = _with_readable_images(samples, workers, skip_corrupt)
         self.batch_size = batch_size
         self.image_size = image_size or samples.image_size
         self.channels = 1 if samples.grey else 3
         if len(samples) * self.channels * self.image_size**2 <= cache:
-            samples = in_memory(samples, self.image_size, workers)
+            samples, problems = in_memory(samples, self.image_size, workers)
             workers = 0  # nothing is left for them to do
+        else:
+            problems = unidentified_images(samples, workers)
+        samples = without(samples, problems, skip=skip_corrupt)
+        self.skip_corrupt = skip_corrupt
+        self.skipped = list(problems.values())
         self.samples = samples
         self.augment = augment
         self.seed = seed
@@ -125,7 +134,8 @@ class TabularImageData(L.LightningDataModule):
         return self.test_dataloader()
 
     def _dataset(self, split: str) -> RowDataset:
-        return RowDataset(self.samples, self._table, self._target, self.splits[split], self.image_size)
+        skipped = self.skipped if self.skip_corrupt else None
+        return RowDataset(self.samples, self._table, self._target, self.splits[split], self.image_size, skipped)
 
     def _loader(self, dataset: RowDataset, **options: Any) -> DataLoader[Batch]:
         return LazyLoader(
@@ -140,42 +150,75 @@ class TabularImageData(L.LightningDataModule):
         )
 
 
-class RowDataset(Dataset[Batch]):
+class RowDataset(Dataset[Loaded]):
     """Some rows of a data set, a batch at a time; images in files are read on access.
 
     An index is a position, or (position, draws): the draws move the row's image, see `random_affine`.
+
+    A batch comes with what is to tell of its unreadable images, whose rows it lacks: what a worker process raises would
+    reach the user as a traceback. `skipped` is the list that it goes to, None where it is an error.
     """
 
-    def __init__(self, samples: Samples, table: Tensor, target: Tensor, rows: np.ndarray, image_size: int) -> None:
+    def __init__(
+        self,
+        samples: Samples,
+        table: Tensor,
+        target: Tensor,
+        rows: np.ndarray,
+        image_size: int,
+        skipped: list[str] | None = None,
+    ) -> None:
         self.samples = samples
         self.table = table
         self.target = target
         self.rows = rows
         self.image_size = image_size
+        self.skipped = skipped
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitems__(self, indices: Sequence[int | tuple[int, Tensor]]) -> Batch:
+    def __getitems__(self, indices: Sequence[int | tuple[int, Tensor]]) -> Loaded:
         draws = [index[1] for index in indices if isinstance(index, tuple)]
         rows = self.rows[[index[0] if isinstance(index, tuple) else index for index in indices]]
         grey = self.samples.grey
-        images = pixels(self.samples, rows, self.image_size).float() / 255
+        squares, problems = pixels(self.samples, rows, self.image_size)
+        images = squares.float() / 255
         if draws:
             images = random_affine(images, torch.stack(draws), mirror=not grey)
-        return {
+        batch = {
             "image": normalise(images, grey),
             "table": self.table[rows],
             "target": self.target[rows],
             "row": torch.from_numpy(rows),
         }
+        if problems:
+            readable = np.delete(np.arange(len(rows)), list(problems))
+            batch = {name: values[readable] for name, values in batch.items()}
+        return batch, list(problems.values())
+
+    def tell(self, problems: Sequence[str]) -> None:
+        """Lists and prints what is new among the problems of a batch.
+
+        Raises:
+            ImageError: Unreadable images are not skipped.
+        """
+        if self.skipped is None:
+            raise ImageError(
+                f"{problems[0]}; restore the file and go on with --resume true, or start again with another --out and "
+                "--skip_corrupt true"
+            )
+        new = [problem for problem in problems if problem not in self.skipped]
+        self.skipped += new
+        for problem in new:
+            print(f"skipped: {problem}")
 
 
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
+def _as_it_is(loaded: Loaded) -> Loaded:
+    return loaded
 
 
-class EpochSampler(DistributedSampler[Batch]):
+class EpochSampler(DistributedSampler[Loaded]):
     """Shuffles by (seed, epoch), and gives each row the draws of its augmentation, by (seed, epoch, row)."""
 
     augment = False
@@ -192,24 +235,18 @@ class EpochSampler(DistributedSampler[Batch]):
 class LazyLoader(DataLoader[Batch]):
     """Starts to read at the first batch: a resuming Trainer asks for the iterator before it sets the epoch."""
 
+    dataset: RowDataset
+
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        yield from super().__iter__()
-
-
-def _with_readable_images(samples: Samples, threads: int, skip_corrupt: bool) -> tuple[Samples, list[str]]:
-    """The rows whose images can be read, and one sentence for each of the others."""
-    missing = missing_images(samples)
-    # Where missing files end the run anyway, the user need not wait for the others to be decoded.
-    problems = missing if missing and not skip_corrupt else broken_images(samples, threads) | missing
-    if not problems:
-        return samples, []
-    first = next(iter(problems.values()))
-    more = f", as are {len(problems) - 1} more rows" if len(problems) > 1 else ""
-    if not skip_corrupt:
-        raise InputError(f"{first}{more}; restore the file, or leave such rows out with --skip_corrupt true")
-    if len(problems) == len(samples):
-        raise InputError(f"no image of {samples.name} can be read, so there is nothing to train on; first, {first}")
-    return samples.take(np.delete(np.arange(len(samples)), list(problems))), list(problems.values())
+        for batch, problems in super().__iter__():
+            if problems:
+                self.dataset.tell(problems)
+                if len(batch["row"]) < 2 and isinstance(self.sampler, EpochSampler):
+                    raise ImageError(
+                        f"{problems[0]}, as are nearly all images of a training batch; remove such rows from the table"
+                    )
+            if len(batch["row"]):
+                yield batch
 
 
 def _encode_target(samples: Samples, train: np.ndarray) -> tuple[list[str], Tensor]:

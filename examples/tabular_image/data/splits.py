@@ -148,7 +148,7 @@ def _cut(
         return rows[stay], rows[leave]
     # A class down to one row (the other went to the test) can only train.
     classes, counts = np.unique(labels[rows], return_counts=True)
-    lonely = np.isin(labels[rows], classes[counts == 1])
+    lonely = pd.Index(labels[rows]).isin(classes[counts == 1])
     shared = rows[~lonely]
     needed = len(classes) - int(lonely.sum())
     if size < needed or len(shared) - size < needed:
@@ -163,7 +163,7 @@ def _cut(
 def _refuse_untrained_classes(samples: Samples, labels: np.ndarray, rows: dict[str, np.ndarray]) -> None:
     if samples.quantiles is not None:  # the classes are cut from the training rows
         return
-    untrained = ~np.isin(labels, labels[rows["train"]])
+    untrained = ~pd.Index(labels).isin(labels[rows["train"]])  # numpy's isin compares every pair of objects
     if untrained.any():
         row = int(untrained.argmax())
         raise InputError(
