@@ -27,17 +27,9 @@ def test_types_are_shipped():
 
 
 def test_importing_the_library_imports_nothing_but_torch():
-    optional = {
-        "triton",
-        "torch._dynamo",
-        "matplotlib",
-        "pandas",
-        "scipy",
-        "sklearn",
-        "lightning",
-        "torchvision",
-        "torchmetrics",
-    }
+    optional = {"matplotlib", "pandas", "scipy", "sklearn", "lightning", "torchvision", "torchmetrics"}
+    if torch.__version__ >= "2.8":  # before, keeping the step from the compiler loads the compiler
+        optional |= {"triton", "torch._dynamo"}
     program = f"import sys, torch; before = set(sys.modules); import gaal_surgery; \
 print(({optional!r} & set(sys.modules)) - before)"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
