@@ -12,17 +12,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-WRITTEN_WITH = [
-    "expecttest",
-    "hypothesis",
-    "lightning",
-    "numpy",
-    "pandas",
-    "pytest",
-    "pytest-xdist",
-    "pytorch_optimizer",
-]
-WRITTEN_WITH += ["schedulefree", "scipy", "torchjd"]
+TOOLS = "expecttest hypothesis lightning numpy pandas pytest pytest-xdist pytorch_optimizer schedulefree scipy torchjd"
 LEFT_OUT = ("test_docs.py", "test_faults.py")  # of the documentation and of the pipeline
 
 
@@ -43,7 +33,7 @@ def main() -> int:
         return subprocess.run([python, "-m", *map(str, arguments)], cwd=ROOT, check=False).returncode
 
     lowest = lowest_versions()
-    if run("pip", "install", "-q", "--no-compile", *lowest, *WRITTEN_WITH) or run("pip", "install", "-q", "-e", "."):
+    if run("pip", "install", "-q", "--no-compile", *lowest, *TOOLS.split()) or run("pip", "install", "-q", "-e", "."):
         return 1
     print("lowest versions:", *lowest, flush=True)
     tests = [test for test in ROOT.glob("tests/test_*.py") if test.name not in LEFT_OUT]
