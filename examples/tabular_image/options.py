@@ -15,7 +15,11 @@ Share = number("Share", float, [(">=", 0), ("<", 1)])
 BatchSize = number("BatchSize", int, (">=", 2))  # batch normalisation has no statistics of one row
 
 # How a run is carried out, which may change when it is resumed; what it computes may not.
-_CARRYING_OUT = ("data_root", "accelerator", "workers", "threads", "out", "pictures", "resume", "settings")
+# Where the data lie may change too: their content is compared.
+_CARRYING_OUT = (
+    *("data_root", "path", "image_root"),
+    *("accelerator", "workers", "threads", "out", "pictures", "resume", "settings"),
+)
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,17 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from .callbacks import BEST, LAST, EpochTable, callbacks
 from .command_line import save
 from .data import Samples, load
+from .data.identity import Identity, fingerprinted, identity
 from .data.module import TabularImageData
-from .errors import InputError
+from .errors import ImageError, InputError
+from .files import replacing
 from .methods import METHODS
 from .methods.base import Method, collate
 from .options import Options
 from .processes import is_first, nodes, say
 from .report import report
+
+DATA = "data.json"  # the identity of a run's data
 
 # What the readers of data sets are told.
 SAMPLE_OPTIONS = (
@@ -48,20 +52,51 @@ def run(options: Options, samples: Samples | None = None) -> None:
         torch.set_num_threads(options.threads)
     L.seed_everything(options.seed, verbose=False)
 
-    data = build_data(options, read_samples(options) if samples is None else samples)
+    samples = fingerprinted(read_samples(options) if samples is None else samples, options.workers)
+    now = identity(samples)
+    refuse_other_data(options, now)
+    data = build_data(options, samples)
     method = METHODS[options.method](data, options)
     trainer = build_trainer(options, method.total_epochs)
     if is_first():
         folder.mkdir(parents=True, exist_ok=True)
         save(options, folder / "config.yaml")
+        _remember(folder, now)
 
     last = folder / f"{LAST}.ckpt"
-    trainer.fit(method, datamodule=data, ckpt_path=last if last.exists() else None)
-    outputs = test(trainer, method, data, folder / f"{BEST}.ckpt")
+    try:
+        trainer.fit(method, datamodule=data, ckpt_path=last if last.exists() else None)
+        outputs = test(trainer, method, data, folder / f"{BEST}.ckpt")
+    except ImageError as error:
+        if error.row is not None:
+            _remember(folder, now.without_picture(error.row))  # it may be restored before the run goes on
+        raise
     if not trainer.is_global_zero:
         return
     epochs = next(callback for callback in trainer.callbacks if isinstance(callback, EpochTable)).table()
     report(folder, options, data, method, outputs, epochs)
+
+
+def refuse_other_data(options: Options, now: Identity) -> None:
+    """Compares the data with those that a run was started with.
+
+    Raises:
+        InputError: They are others; the message says what is different.
+    """
+    stored = options.folder / DATA
+    if not stored.is_file():
+        return
+    before = Identity.from_json(stored.read_text())
+    if difference := before.difference(now, repaired=not options.skip_corrupt):
+        raise InputError(
+            f"the data are not those that the run in {options.folder} was started with: {difference}; restore them to "
+            "resume the run, or start a new one with another --out"
+        )
+
+
+def _remember(folder: Path, now: Identity) -> None:
+    with replacing(folder / DATA) as temporary:
+        temporary.write_text(now.as_json())
 
 
 def read_samples(options: Options) -> Samples:

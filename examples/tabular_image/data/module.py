@@ -19,7 +19,7 @@ from .splits import split_rows
 from .tables import encode_table
 
 Batch = dict[str, Tensor]
-Loaded = tuple[Batch, list[str]]
+Loaded = tuple[Batch, dict[int, str]]
 
 
 class TabularImageData(L.LightningDataModule):
@@ -155,8 +155,8 @@ class RowDataset(Dataset[Loaded]):
 
     An index is a position, or (position, draws): the draws move the row's image, see `random_affine`.
 
-    A batch comes with what is to tell of its unreadable images, whose rows it lacks: what a worker process raises would
-    reach the user as a traceback. `skipped` is the list that it goes to, None where it is an error.
+    A batch lacks the rows of unreadable images, and comes with what is to tell of each: what a worker process raises
+    would reach the user as a traceback. `skipped` is the list that it goes to, None where it is an error.
     """
 
     def __init__(
@@ -195,20 +195,22 @@ class RowDataset(Dataset[Loaded]):
         if problems:
             readable = np.delete(np.arange(len(rows)), list(problems))
             batch = {name: values[readable] for name, values in batch.items()}
-        return batch, list(problems.values())
+        return batch, {int(rows[place]): problem for place, problem in problems.items()}
 
-    def tell(self, problems: Sequence[str]) -> None:
-        """Lists and prints what is new among the problems of a batch.
+    def tell(self, problems: dict[int, str]) -> None:
+        """Lists and prints what is new among the problems of a batch, by row.
 
         Raises:
             ImageError: Unreadable images are not skipped.
         """
         if self.skipped is None:
+            row, problem = next(iter(problems.items()))
             raise ImageError(
-                f"{problems[0]}; restore the file and go on with --resume true, or start again with another --out and "
-                "--skip_corrupt true"
+                f"{problem}; restore the file and go on with --resume true, or start again with another --out and "
+                "--skip_corrupt true",
+                row,
             )
-        new = [problem for problem in problems if problem not in self.skipped]
+        new = [problem for problem in problems.values() if problem not in self.skipped]
         self.skipped += new
         for problem in new:
             print(f"skipped: {problem}")
@@ -242,8 +244,9 @@ class LazyLoader(DataLoader[Batch]):
             if problems:
                 self.dataset.tell(problems)
                 if len(batch["row"]) < 2 and isinstance(self.sampler, EpochSampler):
+                    first = next(iter(problems.values()))
                     raise ImageError(
-                        f"{problems[0]}, as are nearly all images of a training batch; remove such rows from the table"
+                        f"{first}, as are nearly all images of a training batch; remove such rows from the table"
                     )
             if len(batch["row"]):
                 yield batch

@@ -32,6 +32,7 @@ class Samples:
         grey: The images have one channel.
         image_size: Side in pixels that suits the images, where the user names none.
         note: What the reader decided by itself, for the user to check.
+        fingerprints: A number for each row's pictures, uint64 (N,), see `identity.fingerprinted`; None before.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Samples:
     grey: bool = False
     image_size: int = 64
     note: str = ""
+    fingerprints: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.target)
@@ -70,4 +72,5 @@ class Samples:
             ids=self.ids.iloc[rows].reset_index(drop=True),
             split=pick(self.split),
             groups=pick(self.groups),
+            fingerprints=None if self.fingerprints is None else self.fingerprints[rows],
         )
