@@ -1,159 +1,215 @@
-"""Anyone's own data: a CSV with a column of image paths."""
+"""Anyone's own data: a table with columns of image paths."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
 from ..errors import InputError
+from .columns import NO_VALUE, Column, category, infer, numbers
+from .picture_files import find_pictures
+from .reading import Table, read_table
 from .samples import Samples
+
+Names = str | list[str]
 
 
 def csv(
     path: Path | str,
-    image_column: str,
+    image_column: Names,
     target_column: str,
-    numeric: list[str] | None = None,
-    categorical: list[str] | None = None,
-    split_column: str | None = None,
-    group_column: str | None = None,
+    numeric: Names = "",
+    categorical: Names = "",
+    split_column: str = "",
+    group_column: str = "",
     image_root: Path | str | None = None,
+    separator: str | None = None,
+    encoding: str | None = None,
 ) -> Samples:
-    """Reads a CSV with a header, one row a sample.
+    """Reads a table with a header, one row a sample: CSV and its kin, Excel or Parquet; see `read_table`.
 
     A list of columns that is given is taken as it is; one that is left out is inferred from the columns nobody named,
-    and `note` says which column was taken as what. Numbers count as numeric, all other columns as categorical. Columns
-    that are empty, constant, a running number, or text with a different value in most rows are left out.
+    see `infer`, and `note` says which column was taken as what, and why.
 
     Args:
-        path: The CSV file.
-        image_column: Paths of the images, absolute or below `image_root`.
+        path: The file.
+        image_column: Paths of the images, absolute or below `image_root`; several columns, or several paths in a cell,
+            make a mosaic. See `find_pictures`.
         target_column: The class of each row, taken as text.
         numeric: Numeric columns.
         categorical: Categorical columns.
         split_column: "train", "val" or "test" for each row.
         group_column: Rows with the same value stay in one split (a patient, a product).
-        image_root: Where relative paths start; by default the folder of the CSV.
+        image_root: Where relative paths start; by default the folder of the table.
+        separator: Between the cells of a text file; found where it is None.
+        encoding: Of a text file; found where it is None.
 
     Raises:
-        InputError: The file is missing or no CSV, a named column is unknown or named twice, a row has no target or no
-            image, or image paths do not resolve.
+        InputError: The file is missing or no table, a named column is unknown or named twice, a row has no target, a
+            numeric column holds text, or image paths do not resolve.
     """
     path = Path(path)
-    frame = _read(path)
-    special = {
-        "image_column": image_column,
-        "target_column": target_column,
-        "split_column": split_column,
-        "group_column": group_column,
-    }
-    single = [(option, column) for option, column in special.items() if column is not None]
-    named = (
-        single
-        + [("numeric", column) for column in numeric or []]
-        + [("categorical", column) for column in categorical or []]
-    )
-    taken: dict[str, str] = {}
-    for option, column in named:
-        if column not in frame.columns:
-            near = difflib.get_close_matches(column, frame.columns, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise InputError(
-                f"{path} has no column {column!r} (given as {option}): {hint}Its columns are {', '.join(frame.columns)}"
-            )
-        if column in taken:
-            raise InputError(f"column {column!r} is given as {taken[column]} and as {option}; name it once")
-        taken[column] = option
-
-    literal = pd.read_csv(path, dtype=str, keep_default_na=False)  # class "NA" or "01" stays as written
-    for option, column in single:
-        blank = literal[column].str.strip() == ""
-        if blank.any():
-            raise InputError(
-                f"{path}, line {blank.to_numpy().argmax() + 2}: column {column!r} ({option}) is empty, "
-                f"as in {blank.sum()} of {len(blank)} rows; fill it in or remove these rows"
-            )
-
-    root = path.parent if image_root is None else Path(image_root)
-    images = [root / picture.strip() for picture in literal[image_column]]
-    _check_paths(path, images, image_column, root)
-
-    free = [column for column in frame.columns if column not in taken]
-    left_out = {column: reason for column in free if (reason := _useless(frame[column]))}
-    free = [column for column in free if column not in left_out]
-    numbers = [column for column in free if _is_number(frame[column])]
-    inferred = {"numeric": numeric is None, "categorical": categorical is None}
-    if numeric is None:
-        numeric = numbers
-    if categorical is None:
-        categorical = [column for column in free if column not in numbers]
-    left_out |= dict.fromkeys((column for column in free if column not in [*numeric, *categorical]), "not named")
-
-    note = "\n".join(
-        [
-            f"columns of {path.name}:",
-            f"  image        {image_column}",
-            f"  target       {target_column} ({literal[target_column].nunique()} classes)",
-            f"  numeric      {', '.join(numeric) or '-'}{' (inferred)' if inferred['numeric'] else ''}",
-            f"  categorical  {', '.join(categorical) or '-'}{' (inferred)' if inferred['categorical'] else ''}",
-            *([f"  split        {split_column}"] if split_column else []),
-            *([f"  group        {group_column}"] if group_column else []),
-            f"  left out     {', '.join(f'{column} ({reason})' for column, reason in left_out.items()) or '-'}",
-        ]
-    )
-    return Samples(
-        name=path.name,
-        images=[(picture,) for picture in images],
-        table=frame[[*numeric, *categorical]],
+    table = read_table(path, separator, encoding)
+    frame = table.frame
+    named = _named(
+        path,
+        frame.columns,
+        image_column=image_column,
+        target_column=target_column,
+        split_column=split_column,
+        group_column=group_column,
         numeric=numeric,
         categorical=categorical,
-        target=literal[target_column].str.strip(),
-        ids=pd.Series(frame.index + 2, name="line"),
-        split=literal[split_column] if split_column else None,
-        groups=literal[group_column] if group_column else None,
-        note=note,
+    )
+    for option in ("target_column", "split_column", "group_column"):
+        for column in named[option]:
+            _refuse_blanks(path, table, column, option)
+    pictures = named["image_column"]
+    if (frame[pictures] == "").all(axis=None):
+        raise InputError(f"{path}: column {pictures[0]!r} (image_column) is empty; fill in the paths of the images")
+    images = find_pictures(
+        frame[pictures],
+        path.parent if image_root is None else Path(image_root),
+        lambda row: f"{path.name}, {table.places.name} {table.places[row]}",
+    )
+    _check_paths(table, images, pictures, path, image_root)
+
+    target = frame[target_column]
+    used = {column: option for option, columns in named.items() for column in columns}
+    columns: dict[str, Column] = {}
+    for column in frame.columns:
+        match used.get(column):
+            case "numeric":
+                columns[column] = _as_number(path, table, column)
+            case "categorical":
+                columns[column] = category(frame[column])
+            case None:
+                columns[column] = infer(frame[column], target, table.separator)
+    given = {"number": numeric, "category": categorical}
+    for column, found in columns.items():
+        if column not in used and found.kind != "left out" and given.get(found.kind, numeric):
+            columns[column] = Column("left out", "not named", found.values)
+    kinds = {kind: [name for name in columns if columns[name].kind == kind] for kind in ("number", "date", "category")}
+    values = {name: columns[name].values for names in kinds.values() for name in names}
+    return Samples(
+        name=path.name,
+        images=images,
+        table=pd.DataFrame(values, index=frame.index),
+        numeric=kinds["number"],
+        categorical=kinds["category"],
+        dates=kinds["date"],
+        target=target,
+        ids=table.places,
+        split=frame[split_column] if split_column else None,
+        groups=frame[group_column] if group_column else None,
+        note=_note(path, table, named, columns),
     )
 
 
-def _read(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; give the path of a CSV file with a header")
-    try:
-        frame = pd.read_csv(path)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+def _named(path: Path, columns: pd.Index, **options: Names) -> dict[str, list[str]]:
+    """The columns that each option names.
+
+    Raises:
+        InputError: There is no such column, or two options name it.
+    """
+    named = {option: _names(given, columns) for option, given in options.items()}
+    taken: dict[str, str] = {}
+    for option, names in named.items():
+        for column in names:
+            if column not in columns:
+                near = difflib.get_close_matches(column, columns, n=1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise InputError(
+                    f"{path} has no column {column!r} (given as {option}): {hint}Its columns are {', '.join(columns)}"
+                )
+            if column in taken:
+                raise InputError(f"column {column!r} is given as {taken[column]} and as {option}; name it once")
+            taken[column] = option
+    return named
+
+
+def _names(given: Names, columns: Iterable[str]) -> list[str]:
+    """Names from an option: one name, or several as `[a, b]` or `a,b`; a name may hold any sign."""
+    columns = set(columns)
+    if isinstance(given, list):  # YAML takes the name `[x]` for a list
+        written = f"[{', '.join(map(str, given))}]"
+        return [written] if written in columns and not columns.issuperset(given) else list(map(str, given))
+    parts = [part.strip() for part in given.split(",")]
+    return [] if not given else parts if given not in columns and columns.issuperset(parts) else [given]
+
+
+def _refuse_blanks(path: Path, table: Table, column: str, option: str) -> None:
+    blank = table.frame[column] == ""
+    if blank.any():
         raise InputError(
-            f"{path} cannot be read as CSV ({str(error).strip()}); save it as comma-separated UTF-8"
-        ) from error
-    if frame.empty:
-        raise InputError(f"{path} has a header but no rows; add one row a sample")
-    return frame
+            f"{path}, {table.places.name} {table.places[blank.idxmax()]}: column {column!r} ({option}) is empty, "
+            f"as in {blank.sum()} of {len(blank)} rows; fill it in or remove these rows"
+        )
 
 
-def _check_paths(path: Path, images: list[Path], column: str, root: Path) -> None:
+def _check_paths(
+    table: Table, images: list[tuple[Path | None, ...]], columns: list[str], path: Path, image_root: Path | str | None
+) -> None:
     """Refuses a path column that points nowhere; single missing files are for the data module, which may skip them."""
-    missing = [line for line, image in enumerate(images, start=2) if not image.is_file()]
-    if len(missing) > len(images) / 2:
+    named = {row: picture for row, pictures in enumerate(images) for picture in pictures if picture is not None}
+    if not any(_is_file(picture) for picture in named.values()):
+        row, picture = next(iter(named.items()))
         raise InputError(
-            f"{path}, line {missing[0]}: {images[missing[0] - 2]} (column {column!r}) does not exist, nor do "
-            f"{len(missing)} of {len(images)} images; "
-            f"correct the column, or give image_root, the folder where relative paths start (now {root})"
+            f"{path}, {table.places.name} {table.places[row]}: {picture} (column {columns[0]!r}) does not exist, nor "
+            f"does any of {len(named)} images; correct the column, or give image_root, the folder where relative paths "
+            f"start (now {path.parent if image_root is None else image_root})"
         )
 
 
-def _is_number(column: pd.Series) -> bool:
-    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have
+        return False
 
 
-def _useless(column: pd.Series) -> str:
-    """Why a column nobody named is left out; empty where it is used."""
-    if column.isna().all():
-        return "empty"
-    if column.nunique(dropna=False) == 1:
-        return "constant"
-    if _is_number(column):
-        return (
-            "a running number" if pd.api.types.is_integer_dtype(column) and (column.diff().iloc[1:] == 1).all() else ""
+def _as_number(path: Path, table: Table, column: str) -> Column:
+    """A column that the user calls numeric.
+
+    Raises:
+        InputError: A cell holds text.
+    """
+    found = numbers(table.frame[column], table.separator, all_of_them=True)
+    assert found is not None
+    text = {row: cell for row, cell in found.odd.items() if cell.lower() not in NO_VALUE}
+    if text:
+        row, cell = next(iter(text.items()))
+        raise InputError(
+            f"{path}, {table.places.name} {table.places[row]}: column {column!r} is numeric but holds {cell!r}; "
+            "correct the cell or name the column among the categorical ones"
         )
-    return "a different text in most rows" if column.nunique() > len(column) / 2 else ""
+    return found
+
+
+def _note(path: Path, table: Table, named: dict[str, list[str]], columns: dict[str, Column]) -> str:
+    """What each column is used as, why, and how much of it is missing."""
+    kinds = {
+        **{"image_column": "image", "target_column": "target", "split_column": "split", "group_column": "group"},
+        **{"numeric": "number", "categorical": "category"},
+    }
+    options = {column: option for option, names in named.items() for column in names}
+    lines = [("column", "kind", "why", "missing")]
+    for column in table.frame.columns:
+        found, option = columns.get(column), options.get(column)
+        missing = (table.frame[column] == "") if found is None or found.kind == "left out" else found.values.isna()
+        why = [] if option is None else [f"--{option}"]
+        if found is not None:
+            odd = list(found.odd.items())
+            why.append(found.why)
+            why += [f"{cell!r} in {table.places.name} {table.places[row]} counts as missing" for row, cell in odd[:2]]
+            why += [f"as do {len(odd) - 2} more"] if len(odd) > 2 else []
+        elif option == "target_column":
+            why.append(f"{table.frame[column].nunique()} classes")
+        kind = found.kind if found is not None else kinds[options[column]]
+        lines.append((column, kind, "; ".join(why), f"{missing.mean():.0%}" if missing.any() else "-"))
+    widths = [max(len(line[place]) for line in lines) for place in range(2)]
+    text = [f"  {name:{widths[0]}}  {kind:{widths[1]}}  {missing:>7}  {why}" for name, kind, why, missing in lines]
+    return "\n".join([f"columns of {path.name} ({table.how}):", *text])

@@ -24,6 +24,7 @@ class Samples:
         table: The raw columns, N rows.
         numeric: Columns of `table` that are numbers; missing values are allowed.
         categorical: Columns of `table` that are categories; missing values are allowed.
+        dates: Columns of `table` that are datetimes; missing values are allowed.
         target: The class name of each row, or a number where `quantiles` is set.
         ids: What `predictions.csv` and error messages call each row; its `name` says what they are ("id", "line").
         quantiles: Cut a numeric target into that many classes, at quantiles of the *training* rows.
@@ -42,6 +43,7 @@ class Samples:
     categorical: list[str]
     target: pd.Series
     ids: pd.Series
+    dates: Sequence[str] = ()
     quantiles: int | None = None
     split: pd.Series | None = None
     groups: pd.Series | None = None

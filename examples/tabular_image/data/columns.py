@@ -1,0 +1,176 @@
+"""What a column of text holds: numbers, dates, categories, or nothing that a model should see."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from skrub import ToDatetime
+
+Kind = Literal["number", "date", "category", "left out"]
+
+# What people write where they have no number and no date.
+NO_VALUE = {
+    *("na", "n/a", "n.a.", "nan", "none", "null", "nil", "missing", "unknown", "unk", "not available", "undefined"),
+    *("?", "-", "--", ".", "..", "#n/a", "#na", "<na>", "#value!", "#div/0!", "#num!", "inconnu", "unbekannt", "nd"),
+}
+FEW = 0.05  # share of a column's cells that may be no number, or no date, where the others are
+_SIGNS = str.maketrans({"\u2212": "-", "\u00a0": " ", "\u202f": " ", "\u2009": " ", "\u2019": "'"})
+_CELL = re.compile(
+    r"(?P<currency>[$€£¥]?)\s*(?P<digits>[+-]?[\d.,][\d., ']*?(?:[eE][+-]?\d+)?)\s*(?P<unit>[^\d\s.,'_+-]\D{0,7}[23]?)?"
+)
+_INFINITE = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
+_CODE = re.compile(r"0\d+")  # a number would have lost its leading zero
+_IDENTIFIER = re.compile(r"(^|[\W_])(id|index|idx|uuid|guid)$|[a-z]I[dD]$", re.IGNORECASE)
+
+
+def _convention(decimal: str, thousands: str) -> re.Pattern[str]:
+    """Numbers with this decimal sign, and groups of three digits parted by the other sign, a blank or an apostrophe."""
+    groups = rf"[1-9]\d{{0,2}}(?:(?P<sign>[{thousands} '])\d{{3}})(?:(?P=sign)\d{{3}})*"
+    return re.compile(rf"[+-]?(?:{groups}|\d+|(?=[{decimal}]))(?:[{decimal}]\d*)?(?:[eE][+-]?\d+)?")
+
+
+_NAMES = {",": "comma", ".": "point", " ": "blank", "'": "apostrophe"}
+_CONVENTIONS = {".": (_convention(".", ","), ","), ",": (_convention(",", "."), ".")}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table, and what it was taken for.
+
+    Attributes:
+        kind: What it is used as.
+        why: The reason, in words.
+        values: Floats, datetimes or text, (N,); missing values are NaN, NaT and None.
+        odd: Text that is no number or no date where nearly all cells are, by row; it counts as missing.
+    """
+
+    kind: Kind
+    why: str
+    values: pd.Series
+    odd: dict[int, str] = field(default_factory=dict)
+
+
+def infer(cells: pd.Series, target: pd.Series, separator: str) -> Column:
+    """Decides what a column is.
+
+    A column is left out where it is empty or has one value, where its values are all different texts, and where it
+    numbers the rows: integers that are all different and follow the order of the rows or the classes, or bear the name
+    of an identifier. Numbers with a leading zero are codes, and codes are categories.
+
+    Args:
+        cells: Text, (N,), "" where it is missing.
+        target: The class of each row, (N,).
+        separator: Between the cells of the file: beside semicolons an ambiguous comma is a decimal sign.
+    """
+    filled = cells[cells != ""]
+    if filled.empty:
+        return _left_out(cells, "empty")
+    if filled.nunique() == 1 and len(filled) == len(cells):
+        return _left_out(cells, "one value")
+    column = numbers(cells, separator) if not filled.str.fullmatch(_CODE).any() else None
+    column = column or _dates(cells)
+    if column is not None and column.kind == "number":
+        reason = _numbers_the_rows(str(cells.name), column.values, target)
+        return _left_out(cells, reason) if reason else column
+    if column is not None:
+        return column
+    if filled.nunique() > len(cells) / 2 and len(filled) > 1:
+        return _left_out(cells, "different texts in most rows")
+    return category(cells)
+
+
+def category(cells: pd.Series) -> Column:
+    """Text as it is written."""
+    codes = cells.str.fullmatch(_CODE).any()
+    why = f"{cells[cells != ''].nunique()} different " + ("codes with leading zeros" if codes else "texts")
+    return Column("category", why, cells.astype(object).where(cells != "", None))
+
+
+def numbers(cells: pd.Series, separator: str = ",", *, all_of_them: bool = False) -> Column | None:
+    """Numbers as people write them; None where more than a few cells are something else.
+
+    Decimal and thousands signs are those with which more cells are numbers. `1,000` can be read in both ways: as one
+    thousand, or as 1.0 in a file with semicolons between its cells. Percent are shares; currency signs are dropped, as
+    is a unit that all cells have.
+
+    Args:
+        cells: Text, (N,), "" where it is missing.
+        separator: Between the cells of the file.
+        all_of_them: Take the column whatever the share of other text.
+    """
+    cells = cells.str.translate(_SIGNS)
+    unique = pd.Series(cells[(cells != "") & ~cells.str.lower().isin(NO_VALUE)].unique(), dtype=str)
+    parts = unique.str.extract(rf"^{_CELL.pattern}$")
+    infinite = unique.str.fullmatch(_INFINITE)
+    units = set(parts["unit"][parts["digits"].notna()].dropna()) - {"%"}
+    whole = len(units) == 1 and parts["unit"][parts["digits"].notna()].notna().all()
+    fits = parts["digits"].notna() & (whole or parts["unit"].isna() | (parts["unit"] == "%"))
+    digits = parts["digits"].where(fits).fillna("")
+    found = {sign: digits.str.fullmatch(pattern) & fits for sign, (pattern, _) in _CONVENTIONS.items()}
+    commas = digits.str.contains(",").any()
+    points, comma_points = found["."].sum(), found[","].sum()
+    decimal = "," if comma_points > points or (comma_points == points and commas and separator == ";") else "."
+    good, thousands = found[decimal], _CONVENTIONS[decimal][1]
+    plain = digits[good].str.replace(f"[{thousands} ']", "", regex=True).str.replace(decimal, ".", regex=False)
+    values = pd.to_numeric(plain, errors="coerce").astype(float)
+    values = values.where(parts["unit"][good] != "%", values / 100)
+    values = pd.concat([values, unique[infinite].astype(float)]).dropna()
+    known = dict(zip(unique[values.index], values, strict=True))
+    found_values = cells.map(known).astype(float)
+    other = found_values.isna() & (cells != "")
+    texts = int((other & ~cells.str.lower().isin(NO_VALUE)).sum())
+    if not all_of_them and (not known or texts > FEW * (cells != "").sum()):
+        return None
+    signs = "".join(digits[good])
+    how = [
+        *(["comma as decimal sign"] if decimal == "," and "," in signs else []),
+        *([f"{_NAMES[sign]} between thousands" for sign in (thousands, " ", "'") if sign in signs]),
+        *(["percent as shares"] if (parts["unit"][good] == "%").any() else []),
+        *([f"in {units.pop()}"] if whole else []),
+    ]
+    return Column("number", "; ".join(["numbers", *how]), found_values, dict(cells[other].items()))
+
+
+def _dates(cells: pd.Series) -> Column | None:
+    """Dates, with or without a time, in the one format that fits most cells; None where more than a few do not fit."""
+    filled = cells[(cells != "") & ~cells.str.lower().isin(NO_VALUE)]
+    unique = pd.Series(filled.unique(), dtype=str)
+    if not unique.str.contains(r"\d.*\d").mean() >= 1 - FEW:
+        return None
+    samples = [unique, *(unique[place : place + 1] for place in range(10))]
+    forms = dict.fromkeys(form for form in map(_format, samples) if form)
+    read = {form: pd.to_datetime(cells, format=form, errors="coerce", utc="%z" in form or None) for form in forms}
+    form = max(read, key=lambda form: read[form].count(), default=None)
+    if form is None or read[form].count() < (1 - FEW) * len(filled):
+        return None
+    dates = read[form].dt.tz_localize(None)
+    return Column("date", f"dates as {form}", dates, dict(cells[dates.isna() & (cells != "")].items()))
+
+
+def _format(sample: pd.Series) -> str | None:
+    try:
+        return ToDatetime().fit(sample.rename("date")).format_  # type: ignore[no-any-return]
+    except ValueError:  # skrub's way to say: no dates
+        return None
+
+
+def _numbers_the_rows(name: str, values: pd.Series, target: pd.Series) -> str:
+    """Why a column of numbers is an identifier; empty where it is none."""
+    filled = values.dropna()
+    if len(filled) < 5 or not filled.is_unique or not np.isfinite(filled).all() or (filled % 1 != 0).any():
+        return ""
+    if filled.is_monotonic_increasing or filled.is_monotonic_decreasing:
+        return "an identifier: all different, in the order of the rows"
+    classes = target[filled.sort_values().index]
+    changes = int((classes.to_numpy()[1:] != classes.to_numpy()[:-1]).sum())
+    if changes == classes.nunique() - 1 and classes.nunique() > 1 and len(classes) >= 4 * classes.nunique():
+        return "an identifier: all different, in the order of the classes"
+    return "an identifier: all different, and named so" if _IDENTIFIER.search(name) else ""
+
+
+def _left_out(cells: pd.Series, why: str) -> Column:
+    return Column("left out", why, cells)
