@@ -17,6 +17,7 @@ from .samples import Samples
 
 WHOLE = 65_536  # bytes; of a longer picture the first, middle and last third of so many are read
 _NONE = "0" * 16  # the fingerprint of what cannot be read
+_ABSENT = b"\xff" * 8  # keeps the place of a picture that a row lacks; no file is so long
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def fingerprinted(samples: Samples, threads: int = 2) -> Samples:
     """The data set with a number for each row's pictures, which other content would change.
 
     The number of a file comes from its length and its bytes, of files above 64 KiB from their first, middle and last
-    21 KiB: 100,000 pictures are read in seconds. It is 0 where a file cannot be read.
+    21 KiB: 100,000 pictures are read in seconds. It is 0 where no file of the row can be read, or none is named.
     """
     if samples.fingerprints is not None:
         return samples
@@ -144,8 +145,9 @@ def _exchanged(kind: str, before: Iterable[str], now: Iterable[str]) -> str:
     return ", ".join([*([f"{kind} {gone} are gone"] if gone else []), *([f"{kind} {new} are new"] if new else [])])
 
 
-def _of_files(paths: Sequence[Path]) -> int:
-    return _number(b"".join(_excerpt(path) for path in paths))
+def _of_files(paths: Sequence[Path | None]) -> int:
+    contents = [_ABSENT if path is None else _excerpt(path) for path in paths]
+    return 0 if {_ABSENT, b""}.issuperset(contents) else _number(b"".join(contents))
 
 
 def _excerpt(path: Path) -> bytes:
@@ -157,7 +159,7 @@ def _excerpt(path: Path) -> bytes:
             part = WHOLE // 3
             places = (0, (size - part) // 2, size - part)
             return size.to_bytes(8) + b"".join((file.seek(place), file.read(part))[1] for place in places)
-    except OSError:
+    except (OSError, ValueError):  # a name with NUL is a ValueError
         return b""
 
 

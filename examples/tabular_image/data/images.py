@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.functional import normalize
 
 from ..errors import ImageError, InputError
+from .decoding import read_image, unidentified
 from .samples import Samples
 
 _PART = 256  # files that a thread reads in one go: a task for each would cost as much as opening it
@@ -24,34 +27,33 @@ _COLOUR = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # of ImageNet, which p
 _GREY = ([0.449], [0.226])  # their means over the channels
 
 
-def read_image(path: Path, grey: bool) -> Image.Image:
-    """Decodes one file to mode "L" or "RGB", upright."""
-    with Image.open(path) as image:
-        image.load()
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I;16"):  # PIL's own conversion clips 16 bits instead of scaling them
-            upright = Image.fromarray((np.asarray(upright) // 257).astype(np.uint8))
-        return upright.convert("L" if grey else "RGB")
-
-
 def square_image(samples: Samples, row: int, size: int) -> Image.Image:
-    """One row's image as a square of `size` pixels, padded to keep its shape; several files make a mosaic.
+    """One row's image as a square of `size` pixels, padded to keep its shape.
+
+    Several files make a mosaic. Its grid is the smallest square that holds them, filled line by line. A None is a black
+    tile. The grid depends on the row's own number of files.
 
     Raises:
-        ImageError: A file cannot be read.
+        ImageError: A file cannot be read, no file is named, or `size` has no pixel for each tile.
     """
     if isinstance(samples.images, np.ndarray):
-        return ImageOps.pad(Image.fromarray(samples.images[row]), (size, size))
+        return _padded(Image.fromarray(samples.images[row]), size)
     paths = samples.images[row]
+    files = _files(samples, row)
     tiles = math.ceil(math.sqrt(len(paths)))
     side = size // tiles
+    if not side:
+        raise ImageError(
+            f"{samples.where(row)}: {len(paths)} images do not fit into {size} x {size} pixels; "
+            f"give an --image_size of at least {tiles}"
+        )
     mosaic = Image.new("L" if samples.grey else "RGB", (size, size))
-    for place, path in enumerate(paths):
+    for place, path in files:
         try:
-            image = read_image(path, samples.grey)
+            tile = _padded(read_image(path, samples.grey), side)
         except Exception as error:
             raise _told(samples, row, path, error) from error
-        mosaic.paste(ImageOps.pad(image, (side, side)), (place % tiles * side, place // tiles * side))
+        mosaic.paste(tile, (place % tiles * side, place // tiles * side))
     return mosaic
 
 
@@ -64,7 +66,8 @@ def pixels(samples: Samples, rows: np.ndarray, size: int) -> tuple[Tensor, dict[
         squares, problems = samples.images[rows], {}
     else:
         squares, read = _reader(samples, rows, size)
-        problems = _failures(read, range(len(rows)))
+        with _quiet():
+            problems = _failures(read, range(len(rows)))
     images = torch.from_numpy(squares)
     return images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous(), problems
 
@@ -85,7 +88,7 @@ def unidentified_images(samples: Samples, threads: int) -> dict[int, str]:
         return {}
 
     def identify(row: int) -> None:
-        for path in samples.images[row]:
+        for _, path in _files(samples, row):
             try:
                 with Image.open(path):
                     pass
@@ -106,10 +109,43 @@ def without(samples: Samples, problems: dict[int, str], *, skip: bool) -> Sample
     first = next(iter(problems.values()))
     more = f", as are {len(problems) - 1} more rows" if len(problems) > 1 else ""
     if not skip:
-        raise InputError(f"{first}{more}; restore the file, or leave such rows out with --skip_corrupt true")
+        raise InputError(
+            f"{first}{more}; give each row a readable image, or leave such rows out with --skip_corrupt true"
+        )
     if len(problems) == len(samples):
         raise InputError(f"no image of {samples.name} can be read, so there is nothing to train on; first, {first}")
     return samples.take(np.delete(np.arange(len(samples)), list(problems)))
+
+
+def _files(samples: Samples, row: int) -> list[tuple[int, Path]]:
+    """The places and paths of one row's files; a row without any is told as a missing file is."""
+    files = [(place, path) for place, path in enumerate(samples.images[row]) if path is not None]
+    if not files:
+        raise ImageError(f"{samples.where(row)}: no image is named")
+    return files
+
+
+def _padded(image: Image.Image, side: int) -> Image.Image:
+    """An image in the middle of a black square of `side` pixels, as large as fits.
+
+    The image keeps at least one pixel a side: Pillow's own `pad` has none left of a picture of 1 x 1000.
+    """
+    width, height = (max(1, round(length / max(image.size) * side)) for length in image.size)
+    square = Image.new(image.mode, (side, side))
+    square.paste(image.resize((width, height)), (round((side - width) / 2), round((side - height) / 2)))
+    return square
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back what Pillow warns of in pictures that it does read.
+
+    The filters of warnings belong to the whole process, so no thread of a pool may enter here.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # odd metadata
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # a large picture; twice as large is an error
+        yield
 
 
 def _reader(samples: Samples, rows: np.ndarray, size: int) -> tuple[np.ndarray, Callable[[int], None]]:
@@ -136,7 +172,7 @@ def _failures(read: Callable[[int], None], places: range) -> dict[int, str]:
 def _parallel_failures(read: Callable[[int], None], count: int, threads: int) -> dict[int, str]:
     """The same for so many places, in order; the decoders release the interpreter lock."""
     parts = [range(start, min(start + _PART, count)) for start in range(0, count, _PART)]
-    with ThreadPoolExecutor(max(1, threads)) as pool:
+    with _quiet(), ThreadPoolExecutor(max(1, threads)) as pool:
         failures = pool.map(partial(_failures, read), parts)
         return {place: failure for part in failures for place, failure in part.items()}
 
@@ -147,9 +183,11 @@ def _told(samples: Samples, row: int, path: Path, error: Exception) -> ImageErro
         case FileNotFoundError():
             return ImageError(f"{samples.where(row)}: image {path} does not exist")
         case UnidentifiedImageError():
-            reason = "not an image"
+            reason = unidentified(path)
+        case OSError(strerror=str(reason)):
+            pass
         case _:
-            reason = str(error) or type(error).__name__
+            reason = " ".join(str(error).split()) or type(error).__name__
     return ImageError(f"{samples.where(row)}: cannot read image {path} ({reason})")
 
 

@@ -19,8 +19,9 @@ class Samples:
 
     Attributes:
         name: The data set, as error messages and figures call it.
-        images: Either one tuple of paths a row (several are tiled into one square mosaic), or uint8 pixels of shape
-            (N, H, W) or (N, H, W, 3).
+        images: Either one tuple of paths a row, or uint8 pixels of shape (N, H, W) or (N, H, W, 3). Several paths of a
+            row are tiled into one square mosaic. A None among them keeps its place and is a black tile. A row of no
+            path, or of None alone, has no picture.
         table: The raw columns, N rows.
         numeric: Columns of `table` that are numbers; missing values are allowed.
         categorical: Columns of `table` that are categories; missing values are allowed.
@@ -37,7 +38,7 @@ class Samples:
     """
 
     name: str
-    images: Sequence[tuple[Path, ...]] | np.ndarray
+    images: Sequence[tuple[Path | None, ...]] | np.ndarray
     table: pd.DataFrame
     numeric: list[str]
     categorical: list[str]
