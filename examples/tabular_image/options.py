@@ -33,19 +33,23 @@ class Options:
     table: Literal["texture", "margin", "shape"] | None = None
     """leaves100: which description of the leaves is the table; default texture."""
     path: str | None = None
-    """csv: the file, one row a sample."""
-    image_column: str | None = None
-    """csv: column of image paths."""
-    target_column: str | None = None
+    """csv: the file, one row a sample: CSV and its kin, Excel or Parquet."""
+    image_column: str | list[str] = ""
+    """csv: column of image paths, or several as '[front, back]'."""
+    target_column: str = ""
     """csv: column of classes."""
-    numeric: list[str] | None = None
+    numeric: str | list[str] = ""
     """csv: columns that are numbers, as '[age, weight]'; inferred and printed where left out."""
-    categorical: list[str] | None = None
+    categorical: str | list[str] = ""
     """csv: columns that are categories; inferred and printed where left out."""
-    split_column: str | None = None
+    split_column: str = ""
     """csv: column of train, val and test."""
-    group_column: str | None = None
+    group_column: str = ""
     """csv: rows with one value of this column never sit in two splits."""
+    separator: str = ""
+    """csv: sign between the cells; found where left out."""
+    encoding: str = ""
+    """csv: encoding of the text, as Python names it; found where left out."""
     image_root: str | None = None
     """csv: where relative image paths start; default the folder of the file."""
     skip_corrupt: bool = False

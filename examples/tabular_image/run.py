@@ -28,7 +28,7 @@ DATA = "data.json"  # the identity of a run's data
 # What the readers of data sets are told.
 SAMPLE_OPTIONS = (
     *("path", "image_column", "target_column", "numeric", "categorical", "split_column", "group_column"),
-    *("image_root", "table"),
+    *("image_root", "separator", "encoding", "table"),
 )
 
 
@@ -124,6 +124,8 @@ def build_data(options: Options, samples: Samples) -> TabularImageData:
         say(data.samples.note)
     for sentence in data.skipped:
         say(f"skipped: {sentence}")
+    for sentence in data.warnings:
+        say(f"careful: {sentence}")
     sizes = ", ".join(f"{size} {split}" for split, size in data.split_sizes.items())
     say(f"{data.samples.name}: {len(data.classes)} classes, {sizes} rows, table of {data.table_width} columns")
     return data

@@ -36,14 +36,14 @@ def load(name: str, data_root: Path | str | None = None, **options: Any) -> Samp
     Args:
         name: A key of `DATASETS`.
         data_root: The folder that holds one folder a set: `leaves100`, `houses`, `fashion` or `fashion_small`.
-        options: Arguments of the reader; those that are None count as not given.
+        options: Arguments of the reader; those that are None or empty text count as not given.
 
     Raises:
         InputError: An unknown set or option, a missing option or folder, or what the reader finds.
     """
     DATASETS.check(name)
     reader = DATASETS[name]
-    arguments = {option: value for option, value in options.items() if value is not None}
+    arguments = {option: value for option, value in options.items() if value not in (None, "")}
     parameters = inspect.signature(reader).parameters
     for option in arguments:
         if option not in parameters:

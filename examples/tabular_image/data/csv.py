@@ -26,8 +26,8 @@ def csv(
     split_column: str = "",
     group_column: str = "",
     image_root: Path | str | None = None,
-    separator: str | None = None,
-    encoding: str | None = None,
+    separator: str = "",
+    encoding: str = "",
 ) -> Samples:
     """Reads a table with a header, one row a sample: CSV and its kin, Excel or Parquet; see `read_table`.
 
@@ -44,8 +44,8 @@ def csv(
         split_column: "train", "val" or "test" for each row.
         group_column: Rows with the same value stay in one split (a patient, a product).
         image_root: Where relative paths start; by default the folder of the table.
-        separator: Between the cells of a text file; found where it is None.
-        encoding: Of a text file; found where it is None.
+        separator: Between the cells of a text file; found where left out.
+        encoding: Of a text file; found where left out.
 
     Raises:
         InputError: The file is missing or no table, a named column is unknown or named twice, a row has no target, a

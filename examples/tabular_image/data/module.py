@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ..errors import ImageError, InputError
 from .images import in_memory, normalise, pixels, random_affine, unidentified_images, without
+from .leaks import leaks
 from .samples import Samples
 from .splits import split_rows
 from .tables import encode_table
@@ -62,6 +63,7 @@ class TabularImageData(L.LightningDataModule):
         split_sizes: Rows of "train", "val" and "test".
         splits: Their positions in `samples`.
         skipped: One sentence for each dropped row.
+        warnings: One sentence for each thing in the data that may mislead: cells that cannot be used, and leaks.
 
     Raises:
         InputError: The data cannot be used as they are; see also `split_rows` and `encode_table`.
@@ -103,8 +105,10 @@ class TabularImageData(L.LightningDataModule):
         self.workers = workers
         self.splits = split_rows(samples, validation=validation, test=test, folds=folds, fold=fold, seed=seed)
         self.split_sizes = {name: len(rows) for name, rows in self.splits.items()}
-        table, self.table_columns = encode_table(samples, self.splits["train"])
-        self._table = torch.from_numpy(table)
+        encoded = encode_table(samples, self.splits["train"])
+        self.table_columns = encoded.columns
+        self.warnings = [*encoded.problems, *leaks(samples, self.splits)]
+        self._table = torch.from_numpy(encoded.values)
         self.table_width = self._table.shape[1]
         self.train_table = self._table[self.splits["train"]]
         self.classes, self._target = _encode_target(samples, self.splits["train"])

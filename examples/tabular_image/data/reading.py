@@ -52,7 +52,7 @@ class Table:
     how: str
 
 
-def read_table(path: Path, separator: str | None = None, encoding: str | None = None) -> Table:
+def read_table(path: Path, separator: str = "", encoding: str = "") -> Table:
     """Reads a text table (CSV and its kin, also compressed), an Excel sheet or a Parquet file.
 
     The separator of a text table is the sign that cuts most records into as many cells as the header; the encoding is
@@ -62,8 +62,8 @@ def read_table(path: Path, separator: str | None = None, encoding: str | None = 
 
     Args:
         path: The file, with a header in its first line.
-        separator: Sign between cells; None finds it.
-        encoding: As Python names it; None finds it.
+        separator: Sign between cells; found where left out.
+        encoding: As Python names it; found where left out.
 
     Raises:
         InputError: The file cannot be read; a record has more cells or fewer than the header; a name stands twice in
@@ -124,7 +124,7 @@ def _only_member(content: bytes) -> bytes:
         return archive.read(members[0])
 
 
-def _decoded(path: Path, content: bytes, encoding: str | None) -> tuple[str, str]:
+def _decoded(path: Path, content: bytes, encoding: str) -> tuple[str, str]:
     """The text without a byte order mark, and its encoding."""
     foreign = sum(byte > 127 for byte in content[:65_536]) > 0.3 * min(len(content), 65_536)
     guess = from_bytes(content[:65_536], cp_isolation=_FOREIGN).best() if foreign else None

@@ -1,0 +1,116 @@
+"""What makes a test look better than the model is: told before the training, with the remedy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from sklearn.tree import DecisionTreeClassifier
+
+from .samples import Samples
+
+_GIVEN_AWAY = 0.99  # balanced accuracy on held-out rows of one column alone
+_MEMBERS = 0.2  # of the rows: so many different values and more are names of something that has several rows
+_TREE_ROWS = 20_000  # that a tree of one column is fitted to
+
+
+def leaks(samples: Samples, splits: dict[str, np.ndarray]) -> list[str]:
+    """Sentences on what is known in training and asked in the test.
+
+    - The same picture in two splits.
+    - A column that alone tells the class of held-out rows.
+    - A column of names whose rows are spread over splits, where no groups are given.
+
+    Args:
+        samples: The data set of N rows, with fingerprints of its pictures.
+        splits: Positions of the rows of each split.
+    """
+    held_out = np.concatenate([splits["val"], splits["test"]])
+    return [
+        *_pictures(samples, splits),
+        *_telling_columns(samples, splits["train"], held_out),
+        *_torn_members(samples, splits["train"], held_out),
+    ]
+
+
+def _pictures(samples: Samples, splits: dict[str, np.ndarray]) -> list[str]:
+    if samples.fingerprints is None:
+        return []
+    split = pd.Series("", index=range(len(samples)))
+    for name, rows in splits.items():
+        split.iloc[rows] = name
+    rows = pd.DataFrame({"picture": samples.fingerprints, "split": split})
+    rows = rows[rows["picture"] != 0]
+    torn = rows[rows.groupby("picture")["split"].transform("nunique") > 1]
+    if torn.empty:
+        return []
+    first = torn[torn["picture"] == torn["picture"].iloc[0]].drop_duplicates("split")["split"]
+    name, ids = samples.ids.name or "row", samples.ids
+    places = " and ".join(f"{name} {ids.iloc[row]} ({split})" for row, split in first.items())
+    return [
+        f"{samples.name}: {torn['picture'].nunique()} pictures are in more than one split, such as that of {places}; "
+        "remove such rows, or give a --group_column that keeps them in one split"
+    ]
+
+
+def _telling_columns(samples: Samples, train: np.ndarray, held_out: np.ndarray) -> list[str]:
+    target = samples.target
+    if samples.quantiles:
+        target = pd.qcut(target.rank(method="first"), samples.quantiles, labels=False)
+    codes = pd.factorize(target.astype(str))[0]
+    if len(train) > _TREE_ROWS:
+        train = np.random.default_rng(0).choice(train, _TREE_ROWS, replace=False)
+    found = []
+    for name in [*samples.numeric, *samples.categorical]:
+        column = samples.table[name]
+        cells = column.to_numpy(dtype=float) if name in samples.numeric else _most_common_class(column, codes, train)
+        cells = np.nan_to_num(cells.astype(np.float64), nan=np.nan, posinf=np.nan, neginf=np.nan).clip(-1e30, 1e30)
+        # As many leaves as classes and a few: a column that needs more tells the class as any feature does.
+        tree = DecisionTreeClassifier(max_leaf_nodes=2 * len(np.unique(codes)), random_state=0)
+        tree.fit(cells[train, None], codes[train])
+        right = tree.predict(cells[held_out, None]) == codes[held_out]
+        share = pd.Series(right).groupby(codes[held_out]).mean().mean()
+        if share >= _GIVEN_AWAY:
+            found.append(
+                f"{samples.name}: column {name!r} alone tells the class of {right.mean():.0%} of the held-out rows; "
+                "leave the column out if nobody has its values at the time of a prediction"
+            )
+    return found
+
+
+def _most_common_class(column: pd.Series, codes: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """For each row the class that its category mostly has among the training rows; -1 for a category that none has."""
+    text = column.astype(object).where(column.notna(), "").astype(str)
+    common = pd.crosstab(text.iloc[train], codes[train]).idxmax(axis=1)
+    return text.map(common).fillna(-1).to_numpy()
+
+
+def _torn_members(samples: Samples, train: np.ndarray, held_out: np.ndarray) -> list[str]:
+    if samples.groups is not None:
+        return []
+    found = []
+    for name in [*samples.numeric, *samples.categorical]:
+        column = samples.table[name]
+        if name in samples.numeric and not _names_members(column, samples.target):
+            continue
+        values = column.dropna()
+        if not _MEMBERS * len(values) <= values.nunique() < len(values):
+            continue
+        shared = column.iloc[held_out].isin(set(values.loc[values.index.isin(train)]))
+        if shared.mean() > 0.1:
+            found.append(
+                f"{samples.name}: {shared.mean():.0%} of the held-out rows share their value of column {name!r} with "
+                f"training rows; give --group_column {name} if rows of one value belong together, as those of a patient"
+            )
+    return found
+
+
+def _names_members(column: pd.Series, target: pd.Series) -> bool:
+    """Whether integers name something that has several rows: rows of one number share a class more often than not."""
+    filled = column.dropna()
+    filled = filled[np.isfinite(filled)]
+    if filled.empty or (filled % 1 != 0).any():
+        return False
+    classes = target[filled[filled.duplicated(keep=False)].index]
+    purity = classes.groupby(filled).agg(lambda rows: rows.value_counts(normalize=True).iloc[0])
+    chance = target.value_counts(normalize=True).iloc[0]
+    return bool(len(purity) and purity.mean() > (1 + chance) / 2)
