@@ -4,14 +4,14 @@ The rules for what a file may hold:
 
 - 1 bit, 8 bits, palettes, RGB, CMYK, YCbCr, HSV and LAB: Pillow converts the picture. Pillow keeps the upper 8 bits of
   16-bit colours.
-- Unsigned integers of more bits: the smallest of 8, 10, 12, 14, 16, 24 and 32 bits that holds the picture's highest
-  value is the range that becomes 0 to 255. Scanners and cameras store 12 bits in 16.
-- Signed integers: a picture with negative values has its own range, lowest to highest, become 0 to 255. A picture
+- Unsigned integers of more bits: the range of the smallest of 8, 10, 12, 14, 16, 24 and 32 bits that holds the
+  picture's highest value becomes 0 to 255. Scanners and cameras store 12 bits in 16.
+- Signed integers: the own range of a picture with negative values, lowest to highest, becomes 0 to 255. A picture
   without negative values is read as unsigned.
 - Floats: values of 0 to 1 are multiplied by 255. Values of 0 to 255 are kept where the highest is at least 16. The own
   range of any other picture, such as a depth in metres, becomes 0 to 255. A pixel that is not finite takes the lowest
   finite value.
-- One value all over: a range that is empty becomes 0.
+- One value all over: where the own range would count, the picture is black.
 - A TIFF that counts from white, `WhiteIsZero`, is inverted.
 - Transparency: the picture is laid on mid-grey, (128, 128, 128). A black and a white shape both stay visible there.
 - Several frames or pages: the first is read.
@@ -46,7 +46,7 @@ def read_image(path: Path, grey: bool) -> Image.Image:
         ValueError: No value of the picture is finite, or Pillow cannot convert the picture's mode.
         Exception: Pillow raises whatever a broken file leads its decoders to.
     """
-    # Of a path Pillow maps plain TIFFs into memory, with the width and height of the turned picture.
+    # Given a path, Pillow maps plain TIFFs into memory and takes the sides of the turned picture for those of the file.
     with path.open("rb") as stream, Image.open(stream) as file:
         file.load()
         tags = getattr(file, "tag_v2", {})
@@ -57,7 +57,7 @@ def read_image(path: Path, grey: bool) -> Image.Image:
         if image.has_transparency_data:
             image = _on_ground(image)
         if image.mode != "L":
-            image = image.convert("RGB")  # Pillow has no way from LAB to grey
+            image = image.convert("RGB")  # Pillow converts LAB to RGB alone
     except ValueError as error:
         raise ValueError(f"Pillow cannot convert mode {image.mode}; save the picture as RGB") from error
     return image.convert("L" if grey else "RGB")
@@ -87,7 +87,7 @@ def _eight_bits(image: Image.Image, tags: Mapping[int, object]) -> Image.Image:
     values = np.where(finite, values, values[finite].min())
     low, high = _range(values)
     levels = np.rint((values.astype(np.float64) - low) / ((high - low) or 1) * 255).astype(np.uint8)
-    if tags.get(_WHITE_IS_ZERO) == 0:  # Pillow inverts no more than the shallow ones
+    if tags.get(_WHITE_IS_ZERO) == 0:  # Pillow inverts the shallow ones alone
         levels = 255 - levels
     shallow = Image.fromarray(levels)
     if "transparency" in image.info:

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from urllib.request import url2pathname
 
@@ -89,8 +90,11 @@ class _Folders:
             return [self.find(name) or self.path(name) for name in map(str.strip, names) if name]
         for names in (cell.split(","), cell.split()):
             names = [name for name in map(str.strip, names) if name]
-            if names and names != [cell] and all(map(self.find, names)):
-                return [path for name in names if (path := self.find(name))]
+            if names in ([], [cell]):
+                continue
+            paths = [path for path in takewhile(bool, map(self.find, names)) if path]
+            if len(paths) == len(names):
+                return paths
         return [self.path(cell)]
 
     def find(self, name: str) -> Path | None:
