@@ -24,7 +24,7 @@ _CELL = re.compile(
 )
 _INFINITE = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
 _CODE = re.compile(r"0\d+")  # a number would have lost its leading zero
-_IDENTIFIER = re.compile(r"(^|[\W_])(id|index|idx|uuid|guid)$|[a-z]I[dD]$", re.IGNORECASE)
+_IDENTIFIER = re.compile(r"(^|.*[\W_])(?i:id|index|idx|uuid|guid)|.*[a-z]I[dD]")
 
 
 def _convention(decimal: str, thousands: str) -> re.Pattern[str]:
@@ -169,7 +169,7 @@ def _numbers_the_rows(name: str, values: pd.Series, target: pd.Series) -> str:
     changes = int((classes.to_numpy()[1:] != classes.to_numpy()[:-1]).sum())
     if changes == classes.nunique() - 1 and classes.nunique() > 1 and len(classes) >= 4 * classes.nunique():
         return "an identifier: all different, in the order of the classes"
-    return "an identifier: all different, and named so" if _IDENTIFIER.search(name) else ""
+    return "an identifier: all different, and named so" if _IDENTIFIER.fullmatch(name) else ""
 
 
 def _left_out(cells: pd.Series, why: str) -> Column:

@@ -77,7 +77,11 @@ def csv(
     )
     _check_paths(table, images, pictures, path, image_root)
 
-    target = frame[target_column]
+    target, split, groups = (
+        frame[named[option][0]] if named[option] else None
+        for option in ("target_column", "split_column", "group_column")
+    )
+    assert target is not None
     used = {column: option for option, columns in named.items() for column in columns}
     columns: dict[str, Column] = {}
     for column in frame.columns:
@@ -103,8 +107,8 @@ def csv(
         dates=kinds["date"],
         target=target,
         ids=table.places,
-        split=frame[split_column] if split_column else None,
-        groups=frame[group_column] if group_column else None,
+        split=split,
+        groups=groups,
         note=_note(path, table, named, columns),
     )
 
@@ -132,12 +136,16 @@ def _named(path: Path, columns: pd.Index, **options: Names) -> dict[str, list[st
 
 
 def _names(given: Names, columns: Iterable[str]) -> list[str]:
-    """Names from an option: one name, or several as `[a, b]` or `a,b`; a name may hold any sign."""
+    """Names from an option: one name, or several as `[a, b]` or `a, b`; a name may hold any sign."""
     columns = set(columns)
-    if isinstance(given, list):  # YAML takes the name `[x]` for a list
-        written = f"[{', '.join(map(str, given))}]"
-        return [written] if written in columns and not columns.issuperset(given) else list(map(str, given))
-    parts = [part.strip() for part in given.split(",")]
+    if isinstance(given, list):
+        names = [str(name).strip() for name in given]
+        # YAML takes the names `[x]` and `- x` for lists.
+        written = {f"[{', '.join(names)}]", f"- {', '.join(names)}"} & columns
+        return [*written] if written and not columns.issuperset(names) else names
+    given = given.strip()
+    several = given[1:-1] if given.startswith("[") and given.endswith("]") else given
+    parts = [part.strip() for part in several.split(",")]
     return [] if not given else parts if given not in columns and columns.issuperset(parts) else [given]
 
 

@@ -29,7 +29,16 @@ _COMPRESSED = {
     "xz": (b"\xfd7zXZ", ".xz", lzma.decompress),
     "zip": (b"PK\x03\x04", ".zip", lambda content: _only_member(content)),
 }
-_DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError, NotImplementedError)
+_DAMAGED = (
+    OSError,
+    EOFError,
+    ValueError,
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    RuntimeError,
+    NotImplementedError,
+)
 # Encodings in which most bytes of a text are above 127, as far as people still write them.
 _FOREIGN = ["cp1251", "cp1253", "cp1255", "cp1256", "shift_jis", "gb18030", "big5", "euc_kr"]
 _SAMPLE = 200  # records that are looked at to find the separator
@@ -126,8 +135,9 @@ def _only_member(content: bytes) -> bytes:
 
 def _decoded(path: Path, content: bytes, encoding: str) -> tuple[str, str]:
     """The text without a byte order mark, and its encoding."""
-    foreign = sum(byte > 127 for byte in content[:65_536]) > 0.3 * min(len(content), 65_536)
-    guess = from_bytes(content[:65_536], cp_isolation=_FOREIGN).best() if foreign else None
+    start = content[:65_536]
+    foreign = sum(byte > 127 for byte in start) > 0.7 * sum(chr(byte).isalpha() for byte in start if byte < 128)
+    guess = from_bytes(start, cp_isolation=_FOREIGN).best() if foreign else None
     marked = "utf-32" if content.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")) else "utf-16"
     tried = (
         [encoding]
