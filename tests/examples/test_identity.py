@@ -25,6 +25,7 @@ def folder(tmp_path: Path) -> Path:
         Image.fromarray(random.integers(0, 255, (8, 8), dtype=np.uint8)).save(data / f"{row}.png")
     frame = pd.DataFrame({"photo": [f"{row}.png" for row in range(40)], "kind": ["ant", "bee"] * 20})
     frame["size"] = random.normal(5, 2, 40).round(3)
+    frame["weight"] = random.normal(9, 3, 40).round(3)
     frame["colour"] = random.choice(["red", "blue"], 40)
     frame.to_csv(data / "own.csv", index=False)
     assert run(data, "--epochs", "1") == 0
@@ -59,14 +60,14 @@ def exchange(frame: pd.DataFrame) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        (rename, ["classes", "'ant' gone", "'wasp' new"]),
+        (rename, ["classes: 'ant' gone; 'wasp' new"]),
         (exchange, ["the target", "other values"]),
         (lambda frame: frame.iloc[:-1], ["40 rows", "now there are 39"]),
         (lambda frame: pd.concat([frame, frame.iloc[:1]]), ["40 rows", "now there are 41"]),
-        (lambda frame: frame[["photo", "kind", "colour", "size"]], ["columns", "another order"]),
+        (lambda frame: frame[["photo", "kind", "weight", "size", "colour"]], ["columns", "another order"]),
         (lambda frame: frame.iloc[::-1], ["rows", "another order"]),
         (lambda frame: frame.assign(size=frame["size"].replace(frame["size"][7], 9)), ["'size'", "other values"]),
-        (lambda frame: frame.rename(columns={"size": "width"}), ["columns", "'size' gone", "'width' new"]),
+        (lambda frame: frame.rename(columns={"size": "width"}), ["columns: 'size' gone; 'width' new"]),
         (lambda frame: frame.drop(columns="colour"), ["columns", "'colour' gone"]),
         (lambda frame: frame.assign(age=frame["size"] * 2), ["columns", "'age' new"]),
         (lambda frame: frame.assign(photo=frame["photo"].replace("3.png", "4.png")), ["picture of row 4 of 40"]),

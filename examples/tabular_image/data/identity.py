@@ -138,11 +138,10 @@ def _fingerprints(pictures: str) -> list[str]:
 
 def _exchanged(kind: str, before: Iterable[str], now: Iterable[str]) -> str:
     """Which names are gone and which are new, in words; empty where all are the same."""
-    gone, new = [
-        ", ".join(repr(name) for name in first if name not in {*second})
-        for first, second in ((before, now), (now, before))
-    ]
-    return ", ".join([*([f"{kind} {gone} are gone"] if gone else []), *([f"{kind} {new} are new"] if new else [])])
+    gone = [repr(name) for name in before if name not in {*now}]
+    new = [repr(name) for name in now if name not in {*before}]
+    parts = [f"{', '.join(names)} {what}" for names, what in ((gone, "gone"), (new, "new")) if names]
+    return f"{kind}: {'; '.join(parts)}" if parts else ""
 
 
 def _of_files(paths: Sequence[Path | None]) -> int:
