@@ -1,10 +1,11 @@
-"""Gradients and norms of single samples: by ``torch.func``, row by row where its ``vmap`` cannot follow a module."""
+"""Gradients of single samples, their norms and products with a direction: by ``torch.func`` where it can follow."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, vmap
+from torch.func import grad, jvp, vmap
 
 import gaal_surgery.functional as functional
 from gaal_surgery.functional import LossFn, SharedFunction, Trace
@@ -89,6 +90,97 @@ def per_sample_norms(shared: nn.Module, features: Tensor, target: Tensor, loss_f
         return pulled_back_norms(function, trace, cotangents)
 
 
+def per_sample_alignment(
+    shared: nn.Module, features: Tensor, target: Tensor, loss_fn: LossFn, direction: Mapping[str, Tensor]
+) -> Tensor:
+    """Inner product of every sample's gradient with a direction: which samples a step hurts.
+
+    A plain step moves the shared module along ``-direction``. To first order the loss of a sample then changes by minus
+    the learning rate times the sample's product: a negative product hurts. One forward-mode pass (``torch.func.jvp``)
+    gives all products and forms no sample's gradient. Where forward mode cannot follow the module, the gradients of
+    :func:`per_sample_gradients` are formed a few at a time.
+
+    Args:
+        shared: module from features to logits.
+        features: ``(k, ...)``.
+        target: ``(k, ...)``.
+        loss_fn: ``(logits, target) -> scalar``, mean-reduced.
+        direction: a tensor for each trainable parameter by its name, such as a gradient before or after surgery.
+
+    Returns:
+        ``(k,)``, float32 or wider.
+
+    Raises:
+        KeyError: ``direction`` lacks a trainable parameter.
+        ValueError: a tensor of ``direction`` has another shape than its parameter; or as :func:`per_sample_gradients`.
+
+    Example:
+        >>> head = torch.nn.Linear(4, 3)
+        >>> features, target = torch.randn(5, 4), torch.tensor([0, 2, 1, 1, 0])
+        >>> F.cross_entropy(head(features), target).backward()
+        >>> gradient = {name: parameter.grad for name, parameter in head.named_parameters()}
+        >>> products = per_sample_alignment(head, features, target, F.cross_entropy, gradient)
+        >>> torch.allclose(products.mean(), sum(tensor.square().sum() for tensor in gradient.values()))
+        True
+    """
+    functional.check_lengths(features, target)
+    with functional.as_function(shared, features.device) as function:
+        tangents = _tangents(function, direction)
+        trace = function.trace(function.as_input(features))
+        cotangents = len(features) * functional.logit_gradient(trace.logits, functional.as_constant(target), loss_fn)
+        if not function.parameters:
+            return 0 * functional.row_norms(cotangents)
+
+        def logits_of(*parameters: Tensor) -> Tensor:
+            return function.call(parameters, trace.features.clone())
+
+        try:
+            # At its first call torch's forward mode warns of what it imports.
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):
+                moved = jvp(logits_of, (*function.constants,), tangents)[1]
+            wide = torch.promote_types(moved.dtype, torch.float32)
+            products: Tensor = (moved.to(wide) * cotangents.to(wide)).flatten(1).sum(dim=1)
+            # Forward mode misses backward hooks, and straight-through functions.
+            if not on_host(products) or _agree(products, _inner(trace.pull(cotangents), tangents)):
+                return products
+        except Exception:  # of many kinds: functions without a forward mode, in-place counters, compiled modules
+            pass
+
+        def product(gradient: list[Tensor]) -> list[Tensor]:
+            return [_inner(gradient, tangents)]
+
+        (products,) = _of_each_sample(product, function, trace, cotangents, _samples_at_a_time(function))
+        return products
+
+
+def _tangents(function: SharedFunction, direction: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """The direction's tensors in the order and the dtype of the parameters."""
+    for name, parameter in zip(function.names, function.constants, strict=True):
+        if name not in direction:
+            raise KeyError(f"direction has no tensor for the trainable parameter {name!r}; give one for each")
+        if direction[name].shape != parameter.shape:
+            shapes = f"{tuple(direction[name].shape)}, and the parameter {tuple(parameter.shape)}"
+            raise ValueError(f"direction[{name!r}] has shape {shapes}; give them one shape")
+    pairs = zip(function.names, function.constants, strict=True)
+    return tuple(functional.as_constant(direction[name]).to(constant) for name, constant in pairs)
+
+
+def _inner(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """Inner product over all tensors, 0-dim, float32 or wider."""
+    wide = torch.promote_types(first[0].dtype, torch.float32)
+    return torch.stack([(x.to(wide) * y.to(wide)).sum() for x, y in zip(first, second, strict=True)]).sum()
+
+
+def _agree(products: Tensor, total: Tensor) -> bool:
+    """Whether products of single samples sum to that of all, as far as their precision goes."""
+    tolerance = torch.finfo(products.dtype).eps ** 0.5 * products.abs().sum()
+    return bool(((products.sum() - total).abs() <= tolerance) | ~total.isfinite())
+
+
+def _samples_at_a_time(function: SharedFunction) -> int:
+    return max(1, _MOST_NUMBERS // sum(parameter.numel() for parameter in function.parameters))
+
+
 def pulled_back_norms(function: SharedFunction, trace: Trace, cotangents: Tensor) -> Tensor:
     """Norm of each sample's pulled-back cotangent, ``(k,)``; 0 where every parameter is frozen."""
     if not function.parameters:
@@ -96,8 +188,7 @@ def pulled_back_norms(function: SharedFunction, trace: Trace, cotangents: Tensor
     layers = trace.layers(cotangents)
     if layers is not None:
         return functional.closed_form_norms(layers)
-    numbers = sum(parameter.numel() for parameter in function.parameters)
-    (norms,) = _of_each_sample(_norm, function, trace, cotangents, max(1, _MOST_NUMBERS // numbers))
+    (norms,) = _of_each_sample(_norm, function, trace, cotangents, _samples_at_a_time(function))
     return norms
 
 

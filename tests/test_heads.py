@@ -15,6 +15,7 @@ from gaal_surgery import (
     align,
     entropy,
     guide_gradient,
+    per_sample_alignment,
     per_sample_gradients,
     per_sample_norms,
     select_uncertain,
@@ -135,6 +136,20 @@ class TestEveryKind:
         assert_close(kind, each, expected)
         assert_close(kind, {key: tensor.mean(dim=0) for key, tensor in each.items()}, mean)
         assert_close(kind, {"norms": norms.double()}, {"norms": norms_of(expected).double()})
+
+    def test_per_sample_alignment(self, name):
+        kind, head = build(name)
+        features, target = kind.batch()
+        expected = expected_of_each(kind, head, features, target)
+        direction = {key: torch.randn_like(tensor[0]) for key, tensor in expected.items()}
+        products = sum(
+            (tensor * direction[key]).view(len(features), -1).sum(dim=1).double() for key, tensor in expected.items()
+        )
+        before = snapshot(head, features)
+        with kind.around():
+            actual = per_sample_alignment(head, features, target, F.cross_entropy, direction)
+        assert snapshot(head, features) == before
+        assert_close(kind, {"products": actual.double()}, {"products": products})
 
     def test_clipped_guide_gradient(self, name):
         kind, head = build(name)

@@ -8,7 +8,7 @@ from strategies import bits
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gaal_surgery import guide_gradient, per_sample_gradients, per_sample_norms
+from gaal_surgery import guide_gradient, per_sample_alignment, per_sample_gradients, per_sample_norms
 
 SAMPLES, FEATURES, CLASSES = 6, 5, 3
 
@@ -351,3 +351,23 @@ def test_clipping_holds_the_gradient_of_one_sample_at_most(name):
     with Largest() as largest:
         per_sample_gradients(head, features, target, F.cross_entropy)
     assert largest.numbers >= samples * CLASSES * 64  # what this test would see
+
+
+def test_alignment_forms_the_gradient_of_no_sample():
+    head, samples = CLIPPED["layers"](), 50
+    features, target = torch.randn(samples, 64), torch.randint(CLASSES, (samples,))
+    direction = {name: torch.randn_like(parameter) for name, parameter in head.named_parameters()}
+    with Largest() as largest:
+        per_sample_alignment(head, features, target, F.cross_entropy, direction)
+    assert largest.numbers <= features.numel() + 64 * 64
+
+
+def test_alignment_needs_a_direction_of_the_parameters():
+    head, features, target = nn.Linear(FEATURES, CLASSES), torch.randn(SAMPLES, FEATURES), torch.zeros(SAMPLES).long()
+    direction = {"weight": torch.randn(CLASSES, FEATURES)}
+    with pytest.raises(KeyError, match="no tensor for the trainable parameter 'bias'"):
+        per_sample_alignment(head, features, target, F.cross_entropy, direction)
+    with pytest.raises(ValueError, match=r"direction\['bias'\] has shape \(1,\), and the parameter \(3,\)"):
+        per_sample_alignment(head, features, target, F.cross_entropy, direction | {"bias": torch.randn(1)})
+    frozen(head, "bias")
+    assert per_sample_alignment(head, features, target, F.cross_entropy, direction).shape == (SAMPLES,)
