@@ -103,7 +103,7 @@ def _saved_epochs(run: Path) -> int:
 def _result(run: Path) -> tuple[dict, dict]:
     """All weights of the last epoch, and all figures but the time they took."""
     figures = json.loads((run / "results.json").read_text())
-    del figures["seconds"]
+    del figures["seconds"], figures["command"]
     return torch.load(run / "last.ckpt", weights_only=True)["state_dict"], figures
 
 
