@@ -88,6 +88,8 @@ def run(options: Options, samples: Samples | None = None, *, command: str | None
                 process.kill()
         if isinstance(error, ImageError) and error.row is not None:
             _remember(folder, now.without_picture(error.row))  # it may be restored before the run goes on
+        if isinstance(error, (RuntimeError, ValueError)) and not method.finite:  # what a library made of such numbers
+            raise method.diverged(f"weights are no longer finite in epoch {method.current_epoch}") from error
         if _out_of_memory(error):
             raise InputError(
                 f"the memory of {device} does not suffice ({reason(error)}); start again with a smaller --batch_size, "

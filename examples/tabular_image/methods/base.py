@@ -142,6 +142,11 @@ class Method(L.LightningModule):
         return self._ends()[-1]
 
     @property
+    def finite(self) -> bool:
+        """Whether all parameters are."""
+        return all(parameter.isfinite().all() for parameter in self.parameters())
+
+    @property
     def parameter_count(self) -> int:
         """Numbers that some stage trains."""
         trained = {
@@ -190,11 +195,12 @@ class Method(L.LightningModule):
         finite = torch.stack([loss.isfinite().all() for _, _, loss in named]).tolist()
         if not all(finite):
             step, name, loss = named[finite.index(False)]
-            raise self._diverged(
+            raise self.diverged(
                 f"the training loss {name!r} is {loss.item()} in epoch {self.current_epoch}, batch {step}"
             )
 
-    def _diverged(self, what: str) -> DivergenceError:
+    def diverged(self, what: str) -> DivergenceError:
+        """The error that says so, with the remedy."""
         options = self.options
         half = f", or --precision 32-true (now {options.precision})" if options.precision == "16-mixed" else ""
         return DivergenceError(
@@ -258,7 +264,7 @@ class Method(L.LightningModule):
         unimodal = {name: values for name, values in logits.items() if name in self.modalities}
         for name, values in logits.items():
             if not values.isfinite().all():
-                raise self._diverged(
+                raise self.diverged(
                     f"the logits {name!r} of the validation rows are not finite in epoch {self.current_epoch}"
                 )
         if self.fusions(logits):
@@ -267,7 +273,7 @@ class Method(L.LightningModule):
         main = next(iter(predictions.values()))
         loss, right = F.cross_entropy(main, target), accuracy(main, target)
         if not loss.isfinite():
-            raise self._diverged(f"the validation loss is {loss.item()} in epoch {self.current_epoch}")
+            raise self.diverged(f"the validation loss is {loss.item()} in epoch {self.current_epoch}")
         self.log("val_loss", loss)
         self.log("val_accuracy", right, prog_bar=True)
         self.log("val_selection", (right * len(target)).round() + 1 / (1 + loss))
