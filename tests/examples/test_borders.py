@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pty
+import re
 import resource
 import shutil
 import signal
@@ -24,7 +25,6 @@ from tabular_image.metrics import defined, measure
 from tabular_image.report import summary
 from test_train import ENVIRONMENT, SCRIPT, STATEFUL, TORCHRUN, assert_same_run, metrics, results
 
-EPOCHS, SEED = 4, 0
 RESUME = "python examples/tabular_image/train.py --out {} --resume true"
 
 
@@ -33,8 +33,9 @@ def finished(table, tmp_path_factory):
     """A finished run, to copy and damage; the folder that it was made in."""
     out = tmp_path_factory.mktemp("finished") / "run"
     words = ["--dataset", "csv", "--path", table, "--image_column", "picture", "--target_column", "kind"]
-    words += ["--epochs", EPOCHS, "--seed", SEED, "--batch_size", 16, "--image_size", 8, "--workers", 0, "--threads", 1]
-    assert train.main([*map(str, words), "--accelerator", "cpu", "--pictures", "false", "--out", str(out)]) == 0
+    words += ["--epochs", 4, "--learning_rate", 0.03, "--schedule", "none", "--seed", 1, "--accelerator", "cpu"]
+    words += ["--batch_size", 16, "--image_size", 8, "--workers", 0, "--threads", 1, "--pictures", "false"]
+    assert train.main([*map(str, words), "--out", str(out)]) == 0
     assert results(out)["best_epoch"] < len(metrics(out)) - 1  # else the last epoch could be lost unnoticed
     return out
 
@@ -51,6 +52,11 @@ def told(capsys):
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     return error
+
+
+def without_out(words):
+    place = words.index("--out")
+    return [*words[:place], *words[place + 2 :]]
 
 
 def half_written(folder):
@@ -182,15 +188,16 @@ def test_a_run_whose_checkpoints_are_lost_begins_again_as_the_sentence_says(run,
 @pytest.mark.parametrize("name", ["results.json", "predictions.csv", "conflict.csv", "config.yaml", "data.json"])
 def test_a_file_that_cannot_be_written(name, run, finished, capsys):
     """A folder in its place is what no privilege writes over."""
+    words = ["--config", str(finished / "config.yaml"), "--out", str(run), "--resume", "true"]
     replace_by_folder(run / name)
-    (run / "results.json").unlink() if name != "results.json" else None
-    options = ["--config", str(finished / "config.yaml")]
-    assert resume(run, *options) == 2
+    if name != "results.json":
+        (run / "results.json").unlink()
+    assert train.main(words) == 2
     assert f"cannot write {run / name} (Is a directory); make its folder writable and " in told(capsys)
     assert half_written(run) == []
     assert not (run / "results.json").is_file()
     (run / name).rmdir()
-    assert resume(run, *options) == 0
+    assert train.main(words) == 0
     assert_same_run(finished, run)
 
 
@@ -234,7 +241,7 @@ def test_a_reader_that_left_is_no_traceback(arguments, tmp_path):
 NAMES = {
     "ant": "$5_$10",
     "bee": "$10_$20",
-    "cat": "two\nlines, \N{SNOWMAN}\N{GRINNING FACE}\N{CJK UNIFIED IDEOGRAPH-732B}" + "long " * 60,
+    "cat": "two\nlines, \N{SNOWMAN}\N{GRINNING FACE}\N{CJK UNIFIED IDEOGRAPH-732B}" + " long" * 60,
 }
 
 
@@ -246,7 +253,7 @@ def test_any_class_name_can_be_drawn(table, arguments, tmp_path, capsys):
     out = tmp_path / "run"
     assert train.main(arguments(out, path=tmp_path / "named.csv", image_root=table.parent)) == 0
     assert "no confusion.png" not in capsys.readouterr().out
-    assert sorted(path.name for path in out.glob("*.png")) == ["confusion.png", "conflict.png", "curves.png"]
+    assert sorted(path.name for path in out.glob("*.png")) == ["conflict.png", "confusion.png", "curves.png"]
     assert set(pd.read_csv(out / "predictions.csv")["target"]) <= set(NAMES.values())
 
 
@@ -289,10 +296,8 @@ def refuse_number(name):
 
 def test_what_is_not_defined_is_null_and_a_dash(table, arguments, tmp_path, capsys):
     frame = pd.read_csv(table)
-    frame["part"] = ["train", "val", "train"] * 24
-    ants = frame.index[frame["kind"] == "ant"]
-    frame.loc[ants[:6], "part"] = "test"
-    frame["part"] = frame["part"].where(frame.index % 4 != 1, "val")
+    frame["part"] = ["train"] * 48 + ["val"] * 24
+    frame.loc[frame.index[frame["kind"] == "ant"][:6], "part"] = "test"
     frame.to_csv(tmp_path / "parts.csv", index=False)
     out = tmp_path / "run"
     words = arguments(out, path=tmp_path / "parts.csv", image_root=table.parent, split_column="part")
@@ -368,7 +373,7 @@ def test_a_terminal_gets_one_bar(arguments, tmp_path):
 
     assert os.waitstatus_to_exitcode(pty.spawn(words, read, lambda descriptor: b"")) == 0
     printed = b"".join(pieces).decode()
-    assert "Epoch 2: 100%" in printed
+    assert re.search(r"\rEpoch 2: .*it/s", printed)
     assert "Validation" not in printed
     assert "epoch 0/2" not in printed
     assert "\x1b[A" not in printed  # the cursor goes up to a second bar
@@ -376,7 +381,7 @@ def test_a_terminal_gets_one_bar(arguments, tmp_path):
 
 def test_the_record_of_a_run(run):
     record = json.loads((run / "results.json").read_text())
-    assert record["command"].endswith(f"--pictures false --out {run.parent / 'run'}") or "--out" in record["command"]
+    assert record["command"].startswith("python examples/tabular_image/train.py --dataset csv --path /")
     assert record["data"] == json.loads((run / "data.json").read_text())["digest"]
     assert record["versions"]["torch"] == torch.__version__.split("+")[0]
     assert record["parameters"] > 1000
@@ -386,7 +391,7 @@ def test_the_record_of_a_run(run):
 
 def test_a_second_run_gets_a_folder_with_a_number(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    words = arguments("left-out")[:-2]
+    words = without_out(arguments("left-out"))
     for expected in ("csv-gaal-seed0", "csv-gaal-seed0-2", "csv-gaal-seed0-3"):
         assert train.main(words) == 0
         assert f"run folder: runs/{expected}\n" in capsys.readouterr().out
@@ -406,7 +411,7 @@ def test_a_second_run_gets_a_folder_with_a_number(arguments, tmp_path, monkeypat
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [[sys.executable], TORCHRUN])
 def test_processes_agree_on_a_folder(launcher, arguments, tmp_path):
-    words = [*launcher, str(SCRIPT), *arguments("left-out", devices=2, batch_size=8)[:-2]]
+    words = [*launcher, str(SCRIPT), *without_out(arguments("left-out", devices=2, batch_size=8))]
     settings = {"env": ENVIRONMENT, "cwd": tmp_path, "capture_output": True, "text": True}
     assert subprocess.run(words, **settings).returncode == 0
     second = subprocess.run(words, **settings)
