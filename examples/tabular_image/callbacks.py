@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -11,24 +12,52 @@ import numpy as np
 import pandas as pd
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
-from .files import replacing
+from .checkpoints import BEST, LAST
+from .files import writing
+from .interrupts import interrupts
 
-BEST, LAST = "best", "last"
 
-
-def callbacks(folder: Path, seed: int, patience: int | None) -> list[Callback]:
-    """All callbacks of a run that saves into `folder`."""
+def callbacks(folder: Path, seed: int, patience: int | None, *, bar: bool) -> list[Callback]:
+    """All callbacks of a run that saves into `folder` and shows a progress bar, or else prints a line an epoch."""
     saving: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "save_on_train_epoch_end": True}
     stopping = [ResumableEarlyStopping("val_accuracy", mode="max", patience=patience)] if patience else []
     return [
-        TQDMProgressBar(),
+        *([OneBar()] if bar else []),
+        Interruptible(),
         EpochSeed(seed),
-        EpochTable(folder / "metrics.csv"),
+        EpochTable(folder / "metrics.csv", lines=not bar),
         *stopping,
         MovableCheckpoint(filename=BEST, monitor="val_selection", mode="max", **saving),
         MovableCheckpoint(filename=LAST, **saving),  # after the best one, whose state it keeps
     ]
+
+
+class OneBar(TQDMProgressBar):
+    """The progress of the training, and that of a prediction while it lasts; none of the validation below the first."""
+
+    def init_validation_tqdm(self) -> Tqdm:
+        """No bar."""
+        return Tqdm(disable=True)
+
+    def init_predict_tqdm(self) -> Tqdm:
+        """A bar that vanishes."""
+        bar = super().init_predict_tqdm()
+        bar.leave = False
+        return bar
+
+
+class Interruptible(Callback):
+    """Takes back SIGTERM: Lightning's handler broadcasts to other processes, which may be gone."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The training begins."""
+        interrupts.catch_again()
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A test begins."""
+        interrupts.catch_again()
 
 
 class EpochSeed(Callback):
@@ -47,10 +76,16 @@ class EpochSeed(Callback):
 
 
 class EpochTable(Callback):
-    """One row of metrics for every epoch, written after each; a resumed run continues the checkpoint's table."""
+    """One row of metrics for every epoch, written after each; a resumed run continues the checkpoint's table.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: Of the table.
+        lines: Print a line after each epoch.
+    """
+
+    def __init__(self, path: Path, *, lines: bool = False) -> None:
         self.path = path
+        self.lines = lines
         self.rows: list[dict[str, float]] = []
         self._started = 0.0
 
@@ -72,12 +107,30 @@ class EpochTable(Callback):
         )
         if not trainer.is_global_zero:
             return
-        with replacing(self.path) as temporary:
+        with writing(self.path) as temporary:
             self.table().to_csv(temporary, index=False)
+        if self.lines:
+            print(self._line(trainer.max_epochs), flush=True)
 
     def table(self) -> pd.DataFrame:
         """The rows so far."""
         return pd.DataFrame(self.rows)
+
+    def _line(self, epochs: int) -> str:
+        """The last row for a reader: losses, accuracies, seconds."""
+        row = self.rows[-1]
+        losses, accuracies = [
+            ", ".join(
+                f"{name.removeprefix(prefix).lstrip('_') or 'selected'} {value:.4f}"
+                for name, value in row.items()
+                if name.startswith(prefix) and math.isfinite(value)
+            )
+            for prefix in ("train_loss", "val_accuracy")
+        ]
+        parts = [f"training loss: {losses}"]
+        if math.isfinite(row["val_loss"]):
+            parts += [f"validation loss: {row['val_loss']:.4f}", f"validation accuracy: {accuracies}"]
+        return "; ".join([f"epoch {row['epoch']}/{epochs - 1}", *parts, f"{row['seconds']:.1f} s"])
 
     def state_dict(self) -> dict[str, Any]:
         """The rows so far."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import glob
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,10 +14,14 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from .data import DATASETS
-from .errors import InputError
-from .files import replacing
+from .errors import InputError, border, reason
+from .files import writing
 from .methods import METHODS, SETTINGS
 from .options import Options
+from .processes import is_first, say, started_together
+
+_FOLDER = "TABULAR_IMAGE_RUN"  # environment: where the first process tells those that Lightning launches the run folder
+_RESTORE = "restore it, or start a new run with another --out"
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -24,12 +31,12 @@ def parse(arguments: Sequence[str]) -> Options:
         InputError: There is no such method or data set, or the options are not those of the run to resume.
     """
     parser = _parser()
-    options = _options(parser.parse_args(list(arguments)))
+    options = _in_folder(_options(_parse(parser, arguments)))
     stored = options.folder / "config.yaml"
     if not (options.resume and stored.is_file()):
         return options
-    resumed = _options(parser.parse_args(["--config", str(stored), *arguments]))
-    before = _options(parser.parse_args(["--config", str(stored)]))
+    before = _options(_from_file(parser, str(stored), _RESTORE))
+    resumed = replace(_options(_parse(parser, ["--config", str(stored), *arguments])), out=options.out)
     old, new = before.configuration(), resumed.configuration()
     for name in old.keys() | new.keys():
         if old.get(name) != new.get(name):
@@ -40,20 +47,91 @@ def parse(arguments: Sequence[str]) -> Options:
     return resumed
 
 
-def save(options: Options, path: Path) -> None:
-    """Writes the options as a file for `--config`."""
+def save(options: Options, path: Path, command: str | None = None) -> None:
+    """Writes the options as a file for `--config`; a folder that nobody chose is not among them.
+
+    Args:
+        options: of the run.
+        path: of the file.
+        command: the command line that started the run; a comment at the top.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
     stored = Namespace({name: value for name, value in vars(options).items() if name != "settings"})
     stored.resume = False
+    if re.fullmatch(rf"{re.escape(str(replace(options, out=None).folder))}(-\d+)?", str(options.out)):
+        stored.out = None
     if vars(options.settings):
         stored[options.method] = Namespace(vars(options.settings))
-    with replacing(path) as temporary:
-        temporary.write_text(_parser().dump(stored))
+    comment = f"# {' '.join(command.splitlines())}\n" if command else ""
+    with writing(path, "start again") as temporary:
+        temporary.write_text(comment + _parser().dump(stored), encoding="utf-8")
+
+
+def started_by(path: Path) -> str | None:
+    """The command line that started the run of a `config.yaml`; None where there is no such file or comment."""
+    if not path.is_file():
+        return None
+    with border("read", path, _RESTORE):
+        first, *_ = path.read_text(encoding="utf-8").splitlines() or [""]
+    return first.removeprefix("# ") if first.startswith("# ") else None
+
+
+def _parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
+    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    files.add_argument("--config", action="append", default=[], nargs="?")
+    for file in filter(None, files.parse_known_args(arguments)[0].config):  # by themselves, so that a mistake is placed
+        _from_file(parser, file, "give a YAML file of options, such as the config.yaml of a run")
+    try:
+        return parser.parse_args(list(arguments))
+    except argparse.ArgumentError as error:
+        raise InputError(f"{reason(error)}; see --help") from error
+
+
+def _from_file(parser: ArgumentParser, file: str, remedy: str) -> Namespace:
+    with border("use the options in", file, remedy):
+        return parser.parse_args(["--config", file])
+
+
+def _in_folder(options: Options) -> Options:
+    """The options with the run folder decided where the command line leaves it open.
+
+    A new run goes into FOLDER, or into the next of FOLDER-2, FOLDER-3, ... where there are runs; a resumed one is the
+    last of them. Processes that torchrun or SLURM starts agree on FOLDER: what one of them finds free may be taken when
+    the next one looks.
+    """
+    if options.out is not None:
+        return options
+    folder = options.folder
+    if not is_first() and not started_together() and _FOLDER in os.environ:
+        return replace(options, out=os.environ[_FOLDER])
+    with border("look for runs beside", folder, "give --out"):
+        numbers = [1] if _holds_something(folder) else []
+        for path in folder.parent.glob(f"{glob.escape(folder.name)}-*"):
+            number = path.name.removeprefix(f"{folder.name}-")
+            if re.fullmatch(r"[2-9]|[1-9]\d+", number) and _holds_something(path):
+                numbers.append(int(number))
+    number = max(numbers, default=1)
+    if not options.resume:
+        number = 1 if started_together() or not numbers else number + 1
+    chosen = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+    if number > 1 and not options.resume:
+        say(f"{folder} holds a run already; this one goes to {chosen}")
+    if options.devices > 1:
+        os.environ[_FOLDER] = str(chosen)
+    return replace(options, out=str(chosen))
+
+
+def _holds_something(folder: Path) -> bool:
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
 def _parser() -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog="train.py",
+        exit_on_error=False,  # a mistake is a sentence
         allow_abbrev=False,  # a mistyped option is refused, never taken for a longer one
         usage="train.py [--config FILE] [--OPTION VALUE ...]",
         description="Train and test an image-and-table classifier. Without options: GAAL on handwritten digits. "

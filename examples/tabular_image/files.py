@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from .errors import border
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
@@ -16,3 +23,31 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path, then: str | None = None) -> Iterator[Path]:
+    """Like `replacing`, for a file of a run folder: on the disk before it takes its place, and an error is a sentence.
+
+    Args:
+        path: The file.
+        then: What to do when the cause of an error is gone; by default to resume the run.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    then = then or f"go on with {resume_command(path.parent)}"
+    try:
+        with replacing(path) as temporary:
+            yield temporary
+            with temporary.open("r+b") as file:
+                os.fsync(file.fileno())
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in _FULL
+        with border("write", path, f"{'free some space' if full else 'make its folder writable'} and {then}"):
+            raise
+
+
+def resume_command(folder: Path) -> str:
+    """The command that continues the run in a folder."""
+    return f"python examples/tabular_image/train.py --out {shlex.quote(str(folder))} --resume true"

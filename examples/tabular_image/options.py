@@ -112,11 +112,12 @@ class Options:
     """CPU threads of torch; default all cores."""
 
     out: str | None = None
-    """Run folder; default runs/DATASET-METHOD-seedSEED."""
+    """Run folder; default runs/DATASET-METHOD-seedSEED, with the next number (-2, -3, ...) where that holds a run."""
     pictures: bool = True
     """Draw curves, confusion matrix and conflicts."""
     resume: bool = False
-    """Continue an interrupted run in its folder; its options are read from there."""
+    """Continue an interrupted run in its folder; its options are read from there. Without --out the last of the
+    numbered folders is taken."""
 
     settings: Any = None
     """The method's own options; None takes their defaults."""

@@ -17,6 +17,14 @@ def is_first() -> bool:
     return int(next(filter(None, numbers), 0)) == 0
 
 
+def started_together() -> bool:
+    """Whether torchrun or SLURM started this process together with others; Lightning starts its own from the first."""
+    for started, number in (("TORCHELASTIC_RUN_ID", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+        if started in os.environ and int(os.environ.get(number, 1)) > 1:
+            return True
+    return False
+
+
 def say(*values: object, **settings: Any) -> None:
     """Prints, once for all processes."""
     if is_first():

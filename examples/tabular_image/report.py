@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import json
+import platform
+import sys
+import textwrap
+import warnings
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay
 from torch import Tensor
@@ -14,11 +22,14 @@ from torch import Tensor
 from gaal_surgery import ConflictMonitor
 
 from .data.module import TabularImageData
-from .files import replacing
+from .errors import reason
+from .files import writing
 from .methods.base import Method
-from .metrics import accuracy, measure
+from .metrics import defined, measure
 from .options import Options
 
+_PACKAGES = ("gaal_surgery", "torch", "torchvision", "lightning", "numpy", "pandas", "scikit-learn")
+_LONGEST = 30  # characters of a class name in a picture
 _LEGIBLE = 20  # classes whose names and counts still fit into the confusion matrix
 _COLOURS = {"fused": "black", "image": "tab:blue", "table": "tab:orange"}
 
@@ -30,8 +41,12 @@ def report(
     method: Method,
     outputs: dict[str, dict[str, Any]],
     epochs: pd.DataFrame,
+    origin: Mapping[str, Any],
 ) -> None:
     """Writes results, predictions and pictures into the run folder, and prints the test figures.
+
+    The results are written after the tables, so that a run that has results is complete. A picture that cannot be drawn
+    is told and left out.
 
     Args:
         folder: the run folder.
@@ -40,11 +55,22 @@ def report(
         method: with the weights of the best epoch.
         outputs: collated outputs of `Method.predict_step` for "val", "test" and "without_table".
         epochs: one row an epoch, as in `metrics.csv`.
+        origin: where the run comes from: its command, device, number of parameters and data.
+
+    Raises:
+        InputError: a file cannot be written.
     """
     logits, target, rows = (outputs["test"][name] for name in ("logits", "target", "row"))
     predictions = method.predictions(logits)
     monitor = getattr(method, "monitor", None)
     best = _best(epochs)
+    fusions = _measure_fusions(method, outputs)
+    test, validation, without_table = (
+        {name: measure(values, outputs[split]["target"]) for name, values in predicted.items()}
+        for split, predicted in (
+            (split, method.predictions(outputs[split]["logits"])) for split in ("test", "val", "without_table")
+        )
+    )
     results = {
         "dataset": options.dataset,
         "method": options.method,
@@ -54,32 +80,77 @@ def report(
         "best_epoch": int(best["epoch"]),
         "val_accuracy": best["val_accuracy"],
         "seconds": round(epochs["seconds"].sum(), 3),
-        "test": {name: measure(values, target) for name, values in predictions.items()},
-        "without_table": {
-            name: _accuracy(values, target)
-            for name, values in method.predictions(outputs["without_table"]["logits"]).items()
-        },
+        "test": test,
+        "validation": validation,
+        "without_table": {name: figures["accuracy"] for name, figures in without_table.items()},
+        "without_table_measures": without_table,
         "fusion": options.fusion if "fused" in predictions and "fused" not in logits else None,
-        "fusions": _compare_fusions(method, outputs),
+        "fusions": {
+            name: {split: figures["accuracy"] for split, figures in by_split.items()}
+            for name, by_split in fusions.items()
+        },
+        "fusion_measures": fusions,
         "conflict": monitor.summary() if monitor else None,
+        **origin,
+        "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
     }
-    with replacing(folder / "results.json") as temporary:
-        temporary.write_text(json.dumps(results, indent=2) + "\n")
-    with replacing(folder / "predictions.csv") as temporary:
+    with writing(folder / "predictions.csv") as temporary:
         _tabulate(data, predictions, target, rows).to_csv(temporary, index=False)
-
     if monitor:
-        with replacing(folder / "conflict.csv") as temporary:
+        with writing(folder / "conflict.csv") as temporary:
             pd.DataFrame(monitor.history()).to_csv(temporary, index=False)
+    with writing(folder / "results.json") as temporary:
+        temporary.write_text(json.dumps(defined(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     if options.pictures:
-        _save(_curves(epochs), folder / "curves.png")
-        _save(_confusion(next(iter(predictions.values())), target, data.classes), folder / "confusion.png")
+        main = next(iter(predictions.values()))
+        _draw(lambda: _curves(epochs), folder / "curves.png")
+        _draw(lambda: _confusion(main, target, data.classes), folder / "confusion.png", mathematics=False)
         if monitor:
-            _save(_conflict(monitor), folder / "conflict.png")
+            _draw(lambda: _conflict(monitor), folder / "conflict.png")
 
     print(f"\nTest after epoch {results['best_epoch']}, the best of {results['epochs']} ({results['seconds']:.0f} s)")
-    print(pd.DataFrame(results["test"]).T.to_string(float_format="{:.4f}".format))
+    print(summary(results))
     print(f"Figures, predictions and pictures: {folder}/")
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """The test figures as a table with a line a prediction, and a line where another fusion was better in validation.
+
+    Args:
+        results: as in `results.json`.
+    """
+    chosen, fusions = results["fusion"], results["fusion_measures"]
+    lines = {}
+    if chosen:
+        for name, figures in fusions.items():
+            lines[f"fused, {name}{' (--fusion)' if name == chosen else ''}"] = figures["test"]
+    lines |= {name: figures for name, figures in results["test"].items() if not (chosen and name == "fused")}
+    main, left = next(iter(results["without_table_measures"].items()))
+    if main != "table":
+        lines[f"{main}, without the table"] = left
+    table = pd.DataFrame(lines, dtype=float).T.to_string(float_format="{:.4f}".format, na_rep="-")
+    if not chosen:
+        return table
+    accuracies = {name: figures["val"]["accuracy"] for name, figures in fusions.items()}
+    best = max(accuracies, key=lambda name: accuracies[name])
+    if accuracies[best] <= accuracies[chosen]:
+        return table
+    fitted = ", on which its weights were fitted" if best == "calibrated" else ""
+    return (
+        f"{table}\n--fusion {best} has an accuracy of {accuracies[best]:.3f} on the validation rows{fitted}; "
+        f"{chosen} has {accuracies[chosen]:.3f}"
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """What a device is called."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def _best(epochs: pd.DataFrame) -> pd.Series[float]:
@@ -87,17 +158,13 @@ def _best(epochs: pd.DataFrame) -> pd.Series[float]:
     return epochs.loc[epochs["val_selection"].idxmax()]
 
 
-def _compare_fusions(method: Method, outputs: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Accuracy of each fusion by split."""
+def _measure_fusions(method: Method, outputs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Figures of each fusion by split."""
     fused = {split: method.fusions(outputs[split]["logits"]) for split in ("val", "test")}
     return {
-        name: {split: _accuracy(fused[split][name], outputs[split]["target"]) for split in fused}
+        name: {split: measure(fused[split][name], outputs[split]["target"]) for split in fused}
         for name in fused["test"]
     }
-
-
-def _accuracy(logits: Tensor, target: Tensor) -> float:
-    return round(accuracy(logits, target).item(), 6)
 
 
 def _tabulate(data: TabularImageData, predictions: dict[str, Tensor], target: Tensor, rows: Tensor) -> pd.DataFrame:
@@ -137,6 +204,7 @@ def _curves(epochs: pd.DataFrame) -> Figure:
 def _confusion(logits: Tensor, target: Tensor, classes: list[str]) -> Figure:
     """The confusion matrix: counts where they can be read, else the share of each true class."""
     legible = len(classes) <= _LEGIBLE
+    names = [textwrap.shorten(name, _LONGEST, placeholder="…") or name[:_LONGEST] for name in classes]
     side = min(10, 3.5 + 0.45 * len(classes)) if legible else 8
     figure = Figure(figsize=(side + 1.2 * (not legible), side), layout="constrained")  # room for a colour bar
     axes = figure.subplots()
@@ -144,12 +212,12 @@ def _confusion(logits: Tensor, target: Tensor, classes: list[str]) -> Figure:
         target.numpy(),
         logits.argmax(dim=1).numpy(),
         labels=range(len(classes)),
-        display_labels=classes if legible else None,
+        display_labels=names if legible else None,
         normalize=None if legible else "true",
         include_values=legible,
         cmap="Blues",
         colorbar=False,
-        xticks_rotation="vertical" if legible and max(map(len, classes)) > 3 else "horizontal",
+        xticks_rotation="vertical" if legible and max(map(len, names)) > 3 else "horizontal",
         ax=axes,
     )
     axes.set(xlabel="predicted class", ylabel="true class")
@@ -169,6 +237,13 @@ def _conflict(monitor: ConflictMonitor) -> Figure:
     return figure
 
 
-def _save(figure: Figure, path: Path) -> None:
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+def _draw(build: Callable[[], Figure], path: Path, *, mathematics: bool = True) -> None:
+    """Builds and saves a picture; without mathematics a `$` is a letter, as in the names of classes."""
+    try:
+        with warnings.catch_warnings(), matplotlib.rc_context({"text.parse_math": mathematics}):
+            warnings.simplefilter("ignore")  # such as letters that the font lacks, drawn as boxes
+            figure = build()
+            with writing(path) as temporary:
+                figure.savefig(temporary, dpi=120)
+    except Exception as error:
+        print(f"no {path.name}: {reason(error)}")

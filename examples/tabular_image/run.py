@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +12,23 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from .callbacks import BEST, LAST, EpochTable, callbacks
-from .command_line import save
+from .callbacks import EpochTable, callbacks
+from .checkpoints import BEST, WholeCheckpoints, load_weights, resume_point
+from .command_line import save, started_by
 from .data import Samples, load
 from .data.identity import Identity, fingerprinted, identity
 from .data.module import TabularImageData
-from .errors import ImageError, InputError
-from .files import replacing
+from .errors import ImageError, InputError, border, reason
+from .files import resume_command, writing
+from .interrupts import interrupts
 from .methods import METHODS
 from .methods.base import Method, collate
 from .options import Options
 from .processes import is_first, nodes, say
-from .report import report
+from .report import device_name, report
 
 DATA = "data.json"  # the identity of a run's data
+_OTHER_OUT = "give another --out"
 
 # What the readers of data sets are told.
 SAMPLE_OPTIONS = (
@@ -32,12 +37,16 @@ SAMPLE_OPTIONS = (
 )
 
 
-def run(options: Options, samples: Samples | None = None) -> None:
+def run(options: Options, samples: Samples | None = None, *, command: str | None = None) -> None:
     """Trains, tests and reports.
 
     Args:
         options: of the run.
         samples: the data set, where it was read before; None reads it.
+        command: the command line that starts the run, for its records; a resumed run keeps its first one.
+
+    Raises:
+        InputError: the options, the data, the run folder or its disk do not allow the run, or its loss diverges.
     """
     folder = options.folder
     if not METHODS[options.method].several_processes and (options.devices > 1 or nodes() > 1):
@@ -46,8 +55,8 @@ def run(options: Options, samples: Samples | None = None) -> None:
             f"--method {options.method} looks at whole batches and trains in one process; use --devices 1, or one of "
             f"{able}"
         )
-    if is_first() and not options.resume and folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} already holds a run; give --resume true to continue it, or another --out")
+    if is_first():
+        refuse_folder(options)
     if options.threads:
         torch.set_num_threads(options.threads)
     L.seed_everything(options.seed, verbose=False)
@@ -58,23 +67,57 @@ def run(options: Options, samples: Samples | None = None) -> None:
     data = build_data(options, samples)
     method = METHODS[options.method](data, options)
     trainer = build_trainer(options, method.total_epochs)
+    start = resume_point(folder, method)
+    interrupts.folder = folder
     if is_first():
-        folder.mkdir(parents=True, exist_ok=True)
-        save(options, folder / "config.yaml")
+        with border("make the run folder", folder, _OTHER_OUT):
+            folder.mkdir(parents=True, exist_ok=True)
+        command = started_by(folder / "config.yaml") or command
+        save(options, folder / "config.yaml", command)
         _remember(folder, now)
+    device, parameters = device_name(trainer.strategy.root_device), method.parameter_count
+    say(f"method {options.method}, {parameters:,} trainable parameters, on {device}")
+    say(f"run folder: {folder}")
 
-    last = folder / f"{LAST}.ckpt"
     try:
-        trainer.fit(method, datamodule=data, ckpt_path=last if last.exists() else None)
+        trainer.fit(method, datamodule=data, ckpt_path=start)
         outputs = test(trainer, method, data, folder / f"{BEST}.ckpt")
-    except ImageError as error:
-        if error.row is not None:
+    except BaseException as error:
+        if launched := getattr(trainer.strategy.launcher, "procs", None):  # they would wait for this process
+            for process in launched:
+                process.kill()
+        if isinstance(error, ImageError) and error.row is not None:
             _remember(folder, now.without_picture(error.row))  # it may be restored before the run goes on
+        if isinstance(error, (RuntimeError, ValueError)) and not method.finite:  # what a library made of such numbers
+            raise method.diverged(f"weights are no longer finite in epoch {method.current_epoch}") from error
+        if _out_of_memory(error):
+            raise InputError(
+                f"the memory of {device} does not suffice ({reason(error)}); start again with a smaller --batch_size, "
+                "--image_size or --image_encoder"
+            ) from error
         raise
     if not trainer.is_global_zero:
         return
     epochs = next(callback for callback in trainer.callbacks if isinstance(callback, EpochTable)).table()
-    report(folder, options, data, method, outputs, epochs)
+    origin = {"command": command, "device": device, "parameters": parameters, "data": now.digest}
+    report(folder, options, data, method, outputs, epochs, origin)
+
+
+def refuse_folder(options: Options) -> None:
+    """Looks whether the run can have its folder, before anything is read.
+
+    Raises:
+        InputError: The folder holds another run, is a file, or cannot be made.
+    """
+    folder = options.folder
+    with border("use the run folder", folder, _OTHER_OUT):
+        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not nearest.is_dir():
+            raise NotADirectoryError(f"{nearest} is a file")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise PermissionError(f"{nearest} cannot be written to")
+        if not options.resume and folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{folder} already holds a run; give --resume true to continue it, or another --out")
 
 
 def refuse_other_data(options: Options, now: Identity) -> None:
@@ -86,8 +129,14 @@ def refuse_other_data(options: Options, now: Identity) -> None:
     stored = options.folder / DATA
     if not stored.is_file():
         return
-    before = Identity.from_json(stored.read_text())
-    if difference := before.difference(now, repaired=not options.skip_corrupt):
+    remedy = (
+        "restore it, or remove it if the data are those that the run was started with, and go on with "
+        f"{resume_command(options.folder)}"
+    )
+    with border("read", stored, remedy):
+        before = Identity.from_json(stored.read_text(encoding="utf-8"))
+        difference = before.difference(now, repaired=not options.skip_corrupt)
+    if difference:
         raise InputError(
             f"the data are not those that the run in {options.folder} was started with: {difference}; restore them to "
             "resume the run, or start a new one with another --out"
@@ -95,8 +144,13 @@ def refuse_other_data(options: Options, now: Identity) -> None:
 
 
 def _remember(folder: Path, now: Identity) -> None:
-    with replacing(folder / DATA) as temporary:
-        temporary.write_text(now.as_json())
+    with writing(folder / DATA) as temporary:
+        temporary.write_text(now.as_json(), encoding="utf-8")
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the machine is out of memory; torch has an exception of its own for devices alone."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def read_samples(options: Options) -> Samples:
@@ -136,6 +190,7 @@ def build_trainer(options: Options, epochs: int) -> L.Trainer:
     accelerator = options.accelerator
     if accelerator == "auto":  # Lightning's auto takes Apple's GPU too, which lacks the double precision of a fit
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    bar = sys.stdout.isatty()
     try:
         return L.Trainer(
             accelerator=accelerator,
@@ -146,7 +201,9 @@ def build_trainer(options: Options, epochs: int) -> L.Trainer:
             use_distributed_sampler=False,  # training rows are shared out by our sampler, the others seen by everyone
             precision=options.precision,
             max_epochs=epochs,
-            callbacks=callbacks(options.folder, options.seed, options.patience),
+            callbacks=callbacks(options.folder, options.seed, options.patience, bar=bar),
+            plugins=WholeCheckpoints(),
+            enable_progress_bar=bar,
             logger=False,
             default_root_dir=options.folder,
             num_sanity_val_steps=0,
@@ -159,7 +216,7 @@ def build_trainer(options: Options, epochs: int) -> L.Trainer:
 def test(trainer: L.Trainer, method: Method, data: TabularImageData, best: Path) -> dict[str, dict[str, Any]]:
     """Outputs of the best epoch on the validation and test rows, and on test rows whose tables are absent (zeros)."""
     # The weights alone: the Trainer would set table and monitor back to that epoch too.
-    method.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
+    load_weights(method, best)
     loaders = {
         "val": data.val_dataloader(),
         "test": data.test_dataloader(),

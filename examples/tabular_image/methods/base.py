@@ -17,12 +17,15 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 from gaal_surgery import CalibratedFusion, fuse_logits
 
 from ..data.module import Batch, TabularImageData
+from ..errors import DivergenceError, InputError
 from ..metrics import accuracy
 from ..models import TableMLP, image_encoder
 from ..options import Options
 from .settings import NoSettings
 
 Logits = dict[str, Tensor]
+
+_CHECKED = 50  # steps between looks at the losses on a device, each of which makes the host wait
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class Method(L.LightningModule):
         # Fitted by itself, never by the optimizer.
         self.calibrated = CalibratedFusion(self.modalities, self.classes).requires_grad_(False)
         self._validation: list[dict[str, Any]] = []
+        self._unchecked: list[tuple[int, dict[str, Tensor]]] = []
 
     # For a method to write.
 
@@ -138,6 +142,19 @@ class Method(L.LightningModule):
         return self._ends()[-1]
 
     @property
+    def finite(self) -> bool:
+        """Whether all parameters are."""
+        return all(parameter.isfinite().all() for parameter in self.parameters())
+
+    @property
+    def parameter_count(self) -> int:
+        """Numbers that some stage trains."""
+        trained = {
+            parameter for stage in self.stages() for module in stage.trained for parameter in module.parameters()
+        }
+        return sum(parameter.numel() for parameter in trained)
+
+    @property
     def selecting(self) -> bool:
         """Whether an epoch now may be the one that is tested."""
         return self.stage_index == len(self.stages()) - 1
@@ -156,9 +173,39 @@ class Method(L.LightningModule):
         optimizer.step()
 
     def log_losses(self, losses: Mapping[str, Tensor], batch: Batch) -> None:
-        """Log training losses by name, as means over the epoch."""
+        """Log training losses by name, as means over the epoch.
+
+        Raises:
+            DivergenceError: A loss is not finite.
+        """
         named = {f"train_loss_{name}": loss.detach() for name, loss in losses.items()}
         self.log_dict(named, on_step=False, on_epoch=True, batch_size=len(batch["target"]))
+        self._unchecked.append(
+            (self.trainer.fit_loop.epoch_loop.batch_idx, {name: loss.detach() for name, loss in losses.items()})
+        )
+        if self.device.type == "cpu" or len(self._unchecked) >= _CHECKED:
+            self._check_losses()
+
+    def _check_losses(self) -> None:
+        """Looks at the losses since the last look, all in one transfer from the device."""
+        unchecked, self._unchecked = self._unchecked, []
+        named = [(step, name, loss) for step, losses in unchecked for name, loss in losses.items()]
+        if not named:
+            return
+        finite = torch.stack([loss.isfinite().all() for _, _, loss in named]).tolist()
+        if not all(finite):
+            step, name, loss = named[finite.index(False)]
+            raise self.diverged(
+                f"the training loss {name!r} is {loss.item()} in epoch {self.current_epoch}, batch {step}"
+            )
+
+    def diverged(self, what: str) -> DivergenceError:
+        """The error that says so, with the remedy."""
+        options = self.options
+        half = f", or --precision 32-true (now {options.precision})" if options.precision == "16-mixed" else ""
+        return DivergenceError(
+            f"{what}; start again with a lower --learning_rate (now {options.learning_rate:g}){half}"
+        )
 
     # Predictions.
 
@@ -205,6 +252,7 @@ class Method(L.LightningModule):
 
         `val_selection` is what the tested epoch has most of: rows that are right and, between equals, the lower loss.
         """
+        self._check_losses()
         if not self.selecting:
             for name in ("val_loss", "val_accuracy", "val_selection"):
                 # As below: Lightning takes no metric that is logged in two ways.
@@ -214,11 +262,18 @@ class Method(L.LightningModule):
         self._validation.clear()
         logits, target = outputs["logits"], outputs["target"]
         unimodal = {name: values for name, values in logits.items() if name in self.modalities}
-        if self.fusions(logits) and all(values.isfinite().all() for values in unimodal.values()):
+        for name, values in logits.items():
+            if not values.isfinite().all():
+                raise self.diverged(
+                    f"the logits {name!r} of the validation rows are not finite in epoch {self.current_epoch}"
+                )
+        if self.fusions(logits):
             self.calibrated.fit(unimodal, target)
         predictions = self.predictions(logits)
         main = next(iter(predictions.values()))
         loss, right = F.cross_entropy(main, target), accuracy(main, target)
+        if not loss.isfinite():
+            raise self.diverged(f"the validation loss is {loss.item()} in epoch {self.current_epoch}")
         self.log("val_loss", loss)
         self.log("val_accuracy", right, prog_bar=True)
         self.log("val_selection", (right * len(target)).round() + 1 / (1 + loss))
@@ -261,7 +316,13 @@ class Method(L.LightningModule):
 
 
 def collate(outputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The outputs of `predict_step` for N rows in one: logits (N, C) by name, target (N,) and row (N,)."""
+    """The outputs of `predict_step` for N rows in one: logits (N, C) by name, target (N,) and row (N,).
+
+    Raises:
+        InputError: There are none, as no picture could be read.
+    """
+    if not outputs:
+        raise InputError("no picture of a whole split can be read; restore the files and go on with --resume true")
     return {
         "logits": {name: torch.cat([output["logits"][name] for output in outputs]) for name in outputs[0]["logits"]},
         "target": torch.cat([output["target"] for output in outputs]),

@@ -203,7 +203,8 @@ class TableTransformer(nn.Module):
 
 def hard_negatives(similarity: Tensor) -> Tensor:
     """A column j ≠ i for each row i of (B, B), with probability ∝ softmax_j + 1e-4."""
-    weights = (similarity.softmax(dim=1) + 1e-4).fill_diagonal_(0)
+    # Where a diverging encoder gives no numbers, any column: the loss tells the user, and multinomial could not.
+    weights = (similarity.softmax(dim=1).nan_to_num(0) + 1e-4).fill_diagonal_(0)
     return torch.multinomial(weights, 1).squeeze(1)
 
 
