@@ -312,7 +312,7 @@ def _carry_out(run: Run, machine: Machine) -> dict[str, Any] | None:
         try:
             if not (folder / "results.json").exists():
                 pipeline.run(options, _samples(options, run.data))
-            return _figures(run, folder)
+            return figures_of(run, folder)
         except Exception as error:
             print(f"error: {error}" if isinstance(error, InputError) else traceback.format_exc())
             return None
@@ -346,7 +346,7 @@ def _samples(options: Options, data: str) -> Samples:
     return _READ[which]
 
 
-def _figures(run: Run, folder: Path) -> dict[str, Any]:
+def figures_of(run: Run, folder: Path) -> dict[str, Any]:
     """The figures of a finished run by column; nan where one is not defined."""
     measured = json.loads((folder / "results.json").read_text())
     test = measured["test"]
