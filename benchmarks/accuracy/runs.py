@@ -292,6 +292,7 @@ def _start_worker(slots: Any, gpus: int) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = str(slot % gpus) if gpus else ""
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which Python complains of after a worker is killed
 
 
 def _carry_out(run: Run, machine: Machine) -> dict[str, Any] | None:

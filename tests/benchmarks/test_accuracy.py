@@ -369,7 +369,7 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def command(script: str, small_set: Path, out: Path, **options: object) -> list[str]:
+def command(script: str, small_set: Path | str, out: Path, /, **options: object) -> list[str]:
     given: dict[str, object] = {"sets": f"[{small_set}]", "seeds": 2, "results": out / "runs.csv", "out": out}
     given |= {"machine.folder": out / "runs", "machine.progress": "false", "machine.jobs": 1} | options
     arguments = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
