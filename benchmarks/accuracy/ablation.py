@@ -10,7 +10,7 @@ import pandas as pd
 from comparison import compare
 from matplotlib.figure import Figure
 from protocol import Row
-from study import Study, read_command_line
+from study import Study, command
 
 _HALF = {"image_fraction": 0.5, "table_fraction": 0.5}
 VARIANTS = {
@@ -55,4 +55,4 @@ def _draw(table: pd.DataFrame, title: str) -> Figure:
 
 
 if __name__ == "__main__":
-    main(read_command_line(__doc__))
+    command(main, __doc__)

@@ -44,9 +44,9 @@ def compare(runs: pd.DataFrame, predictions: Mapping[str, str], reference: str) 
         reference: the row that every other is tested against, over the seeds and folds that both have.
 
     Returns:
-        By row: `runs`, `accuracy` (mean), `deviation` (standard deviation over runs), `rank` (1 is the best; equals
-        share the mean of their ranks), `difference` (accuracy minus the reference's, paired), `p`, and `p_holm`,
-        corrected for the number of rows (Holm).
+        By row: `runs` (whose accuracy is defined), `accuracy` (mean), `deviation` (standard deviation over runs),
+        `rank` (1 is the best; equals share the mean of their ranks), `difference` (accuracy minus the reference's,
+        paired), `p`, and `p_holm`, corrected for the number of rows (Holm).
     """
     paired = {
         row: group.set_index(["seed", "fold"])[predictions[row]]
@@ -54,7 +54,7 @@ def compare(runs: pd.DataFrame, predictions: Mapping[str, str], reference: str) 
     }
     lines = []
     for row, accuracies in paired.items():
-        line = {"row": row, "runs": len(accuracies), "accuracy": accuracies.mean(), "deviation": accuracies.std()}
+        line = {"row": row, "runs": accuracies.count(), "accuracy": accuracies.mean(), "deviation": accuracies.std()}
         if reference in paired and row != reference:
             differences = (accuracies - paired[reference]).dropna()
             share = (runs["test_rows"] / runs["train_rows"]).mean()

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from protocol import Row
 from runs import histories
-from study import Study, read_command_line
+from study import Study, command
 
 VARIANTS = {
     "joint": Row("concatenation", settings={"measure_conflict": True}),
@@ -26,7 +26,8 @@ def main(study: Study) -> None:
     """Run what is missing, then tabulate and draw."""
     for set_name, runs, _ in study.completed(VARIANTS, needs="conflict.csv"):
         steps = histories(runs, study.machine, "conflict.csv")
-        steps["conflict"] = steps["cosine_before"] < 0
+        # A cosine that is not defined is neither in conflict nor out of it.
+        steps["conflict"] = (steps["cosine_before"] < 0).astype(float).where(steps["cosine_before"].notna())
         steps["part"] = (steps["step"] / (steps.groupby("row")["step"].transform("max") + 1) * _BINS).astype(int)
         figures = ["conflict", "cosine_before"]
         shares = steps.groupby(["row", "modality"], sort=False)[figures].mean()
@@ -56,4 +57,4 @@ def _draw(table: pd.DataFrame, title: str) -> Figure:
 
 
 if __name__ == "__main__":
-    main(read_command_line(__doc__))
+    command(main, __doc__)

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from protocol import Row
 from runs import histories
-from study import Study, read_command_line
+from study import Study, command
 
 COLOURS = {"gaal": "tab:green", "alternating": "tab:blue", "concatenation": "tab:red"}
 CURVES = {
@@ -42,4 +42,4 @@ def _draw(table: pd.DataFrame, title: str) -> Figure:
 
 
 if __name__ == "__main__":
-    main(read_command_line(__doc__))
+    command(main, __doc__)

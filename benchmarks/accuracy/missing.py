@@ -14,9 +14,10 @@ import pandas as pd
 from jsonargparse import auto_cli
 from jsonargparse.typing import PositiveInt
 from matplotlib.figure import Figure
-from output import RESULTS, write
-from protocol import ROWS, base_options, known_rows
-from runs import Machine, Results, complete
+from output import telling_errors, write
+from protocol import RECIPES, ROWS, known_rows
+from runs import Machine, complete
+from sets import begun, home
 from table1 import chosen_runs
 
 
@@ -25,8 +26,8 @@ def main(
     rows: list[str] | None = None,
     seeds: PositiveInt = 5,
     trials: PositiveInt = 3,
-    results: str = str(RESULTS / "runs.csv"),
-    out: str = str(RESULTS),
+    results: str | None = None,
+    out: str | None = None,
     train: bool = True,
     machine: Machine = Machine(),  # noqa: B008
 ) -> None:
@@ -37,20 +38,23 @@ def main(
         rows: methods; None takes all.
         seeds: as for table1.
         trials: as for table1.
-        results: the file with one line a finished run.
-        out: folder of the tables and pictures.
-        train: train what is missing; false shows what is finished.
+        results: the file with one line a finished run; None is runs.csv in the default of out.
+        out: folder of the tables and pictures; None as for table1.
+        train: as for table1.
         machine: how the runs are carried out.
     """
-    finished = Results(results)
     names = known_rows(rows)
-    for set_name, base in dict(base_options(name) for name in sets).items():
-        runs = chosen_runs(set_name, base, names, seeds, trials, finished, machine if train else None)
-        if train:
-            complete(runs, finished, machine)
-        table = summarise(finished.table(runs))
-        print(f"\n{set_name}\n{table.to_string(index=False)}")
-        write(table, _draw(table, set_name), Path(out) / f"missing-{set_name}")
+    with begun(sets, results, out, machine, list(RECIPES)[:trials], train) as (chosen, finished):
+        for which in chosen:
+            runs = chosen_runs(which, names, seeds, trials, finished, machine if train else None)
+            if train:
+                complete(runs, finished, machine)
+            table = summarise(finished.table(runs))
+            if table.empty:
+                print(f"{which.name}: no run on these data is finished")
+                continue
+            print(f"\n{which.name}\n{table.to_string(index=False)}")
+            write(table, _draw(table, which.name), Path(out or home(sets)) / f"missing-{which.name}")
 
 
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:
@@ -89,4 +93,5 @@ def _draw(table: pd.DataFrame, title: str) -> Figure:
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    with telling_errors():
+        auto_cli(main)

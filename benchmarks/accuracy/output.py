@@ -1,15 +1,29 @@
-"""Writing what a benchmark found: data and picture, complete or not at all."""
+"""Writing what a benchmark found, complete or not at all, and telling why it could not."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 import runs  # noqa: F401 - makes tabular_image importable
 from matplotlib.figure import Figure
+from tabular_image.errors import InputError
 from tabular_image.files import replacing
 
-RESULTS = Path(__file__).resolve().parent / "results"
+
+@contextmanager
+def telling_errors() -> Iterator[None]:
+    """Ends the command with one sentence where data, a file or the user stops it."""
+    try:
+        yield
+    except (InputError, OSError) as error:
+        raise SystemExit(f"error: {error}; finished runs are kept, start again to go on") from error
+    except KeyboardInterrupt:
+        print("interrupted; finished runs are kept, start again to go on", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def write(table: pd.DataFrame, figure: Figure | None, path: Path) -> None:

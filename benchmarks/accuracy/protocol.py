@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import optuna
 import pandas as pd
 from runs import Results, Run
@@ -106,24 +109,60 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def base_options(name: str) -> tuple[str, Options]:
-    """A set's short name and its options without a method; `name` is a key of `SETS` or a YAML file of train.py.
+@dataclass(frozen=True)
+class DataSet:
+    """A set of a command.
+
+    Attributes:
+        name: what tables and files call it.
+        given: what the command line calls it, a key of `SETS` or a YAML file.
+        options: those of train.py, without a method.
+        data: digest of the data, where they were read.
+    """
+
+    name: str
+    given: str
+    options: Options
+    data: str = ""
+
+
+def data_set(name: str) -> DataSet:
+    """A set by a key of `SETS`, or by a YAML file of train.py.
 
     Raises:
         SystemExit: there is no such set, or the file cannot be used.
     """
     if name in SETS:
-        return name, Options(**(_COMMON | SETS[name]))
-    if name.endswith((".yaml", ".yml")) and Path(name).is_file():
-        try:
-            return Path(name).stem, parse(["--config", name])
-        except InputError as error:
-            raise SystemExit(f"error: {name}: {error}") from error
+        return DataSet(name, name, Options(**(_COMMON | SETS[name])))
+    if name.endswith((".yaml", ".yml")):
+        return DataSet(Path(name).stem, name, from_yaml(name))
     hint = f"; {name} alone needs its options in a YAML file of train.py" if name in DATASETS else ""
     raise SystemExit(
         f"error: there is no data set {name!r}{hint}; choose from {', '.join(SETS)}, or name a YAML file with options "
         "of train.py, such as the config.yaml of a run"
     )
+
+
+def from_yaml(path: str, *arguments: str) -> Options:
+    """The options in a YAML file of train.py, with more arguments of its command line.
+
+    Raises:
+        SystemExit: the file cannot be read or used.
+    """
+    told = io.StringIO()
+    try:
+        Path(path).read_text(encoding="utf-8")  # its errors name what is wrong, the parser's do not
+        with contextlib.redirect_stderr(told):
+            return parse(["--config", path, *arguments])
+    except OSError as error:
+        raise SystemExit(f"error: {path}: {error.strerror}; name a YAML file with options of train.py") from error
+    except UnicodeDecodeError as error:
+        raise SystemExit(f"error: {path} is no text; name a YAML file with options of train.py") from error
+    except InputError as error:
+        raise SystemExit(f"error: {path}: {error}") from error
+    except SystemExit as error:  # the parser has printed its usage and then what is wrong
+        reason = " ".join(told.getvalue().partition("error: ")[2].split())
+        raise SystemExit(f"error: {path}: {reason}; correct the options in the file") from error
 
 
 def known_rows(names: Sequence[str] | None) -> list[str]:
@@ -147,10 +186,10 @@ def row_options(base: Options, row: Row, **changes: Any) -> Options:
     return replace(base, method=row.method, settings=kind(**(row.settings | stages | own)), **common)
 
 
-def repeated(set_name: str, row_name: str, options: Options, seeds: int) -> list[Run]:
+def repeated(which: DataSet, row_name: str, options: Options, seeds: int) -> list[Run]:
     """One run for each seed, and for each fold where the set is cross-validated."""
     return [
-        Run(set_name, row_name, replace(options, seed=seed, fold=fold))
+        Run(which.name, row_name, replace(options, seed=seed, fold=fold), which.data)
         for seed in range(seeds)
         for fold in range(options.folds or 1)
     ]
@@ -164,27 +203,25 @@ class Search:
     accuracy; among equals the earlier.
     """
 
-    def __init__(self, set_name: str, row_name: str, base: Options, trials: int) -> None:
+    def __init__(self, which: DataSet, row_name: str, trials: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         row = ROWS[row_name]
-        self._study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
-        self._trials = []
+        study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
         self.runs: list[Run] = []
         for number, recipe in enumerate(islice(cycle(RECIPES), trials)):
-            defaults = vars(row_options(base, row).settings) if number == 0 else {}
-            self._study.enqueue_trial({"recipe": recipe} | {name: defaults[name] for name in row.searched if defaults})
-            trial = self._study.ask()
+            defaults = vars(row_options(which.options, row).settings) if number == 0 else {}
+            study.enqueue_trial({"recipe": recipe} | {name: defaults[name] for name in row.searched if defaults})
+            trial = study.ask()
             trial.suggest_categorical("recipe", list(RECIPES))
             own = {name: trial.suggest_categorical(name, values) for name, values in row.searched.items()}
-            options = row_options(base, row, **RECIPES[recipe], **own)
-            self._trials.append(trial)
-            self.runs.append(Run(set_name, row_name, replace(options, seed=0, fold=0)))
+            options = row_options(which.options, row, **RECIPES[recipe], **own)
+            self.runs.append(Run(which.name, row_name, replace(options, seed=0, fold=0), which.data))
 
     def best(self, results: Results) -> Options:
         """The options of the best trial; all trials must be in the results."""
-        for trial, run in zip(self._trials, self.runs, strict=True):
-            self._study.tell(trial, results[run]["val_accuracy"])
-        return self.runs[self._study.best_trial.number].options
+        accuracies = [results[run]["val_accuracy"] for run in self.runs]
+        best = max(range(len(self.runs)), key=lambda trial: np.nan_to_num(accuracies[trial], nan=-1.0))
+        return self.runs[best].options
 
 
 def paper_figures() -> pd.DataFrame:

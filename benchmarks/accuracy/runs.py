@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import logging
+import math
 import multiprocessing
 import os
+import signal
+import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -20,15 +24,17 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from tabular_image import run as pipeline
 from tabular_image.data import Samples
+from tabular_image.data.identity import fingerprinted, identity
 from tabular_image.data.images import in_memory, without
 from tabular_image.errors import InputError
 from tabular_image.options import Options
 from tqdm import tqdm
 
-VERSION = 1  # of the lines and of what they mean; raise it when either changes
+VERSION = 2  # of the lines and of what they mean; raise it when either changes
 FUSIONS = ("mean", "product", "calibrated")
 COLUMNS = (
     *("version", "set", "row", "seed", "fold"),
@@ -49,16 +55,18 @@ class Run:
         set: what the benchmark calls the data set.
         row: what it calls the method with its settings.
         options: everything else; how the run is carried out in them is ignored.
+        data: digest of the data set, see `tabular_image.data.identity`.
     """
 
     set: str
     row: str
     options: Options
+    data: str
 
     @cached_property
     def key(self) -> str:
-        """The full configuration as JSON: two runs with one key compute the same."""
-        return json.dumps(self.options.configuration(), sort_keys=True)
+        """The full configuration and the digest of the data as JSON: two runs with one key compute the same."""
+        return json.dumps(self.options.configuration() | {"data": self.data}, sort_keys=True)
 
     @property
     def folder(self) -> str:
@@ -67,35 +75,33 @@ class Run:
 
 
 class Results:
-    """A CSV file with one line a finished run, keyed by the run's full configuration.
+    """A CSV file with one line a finished run, keyed by the run's full configuration and the digest of its data.
 
     Args:
         path: the file; it is made with the first line.
 
     Raises:
-        SystemExit: the file is of another version, or none of ours.
+        SystemExit: the file is of another version, none of ours, or cannot be read.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._rows: dict[str, dict[str, Any]] = {}
-        if not self.path.exists() or self.path.stat().st_size == 0:
-            return
-        content = self.path.read_bytes()
-        if not content.endswith(b"\n"):  # a line that was being written when the machine went down
-            os.truncate(self.path, content.rfind(b"\n") + 1)
-            if b"\n" not in content:
-                return
         try:
-            frame = pd.read_csv(self.path)
-        except (ValueError, UnicodeDecodeError) as error:
+            content = _whole_lines(self.path)
+            if not content:
+                return
+            frame = pd.read_csv(io.BytesIO(content))
+        except OSError as error:
+            raise SystemExit(f"error: {self.path} cannot be read ({error.strerror}); give another --results") from error
+        except ValueError as error:
             raise SystemExit(f"error: {self.path} is no results file ({error}); give another --results") from error
         versions = set(frame.get("version", [None] * len(frame)))
         if tuple(frame) != COLUMNS or not versions <= {VERSION}:
             found = ", ".join(map(str, versions - {None})) or "unknown"
             raise SystemExit(
-                f"error: {self.path} holds results of version {found}, and this benchmark writes version {VERSION}; "
-                "keep the file with the release that wrote it, and give another --results"
+                f"error: {self.path} holds results of version {found}, and this benchmark writes version {VERSION}, "
+                "whose lines name their data; keep the file with the release that wrote it, and give another --results"
             )
         self._rows = {row["configuration"]: row for row in frame.to_dict("records")}
 
@@ -122,6 +128,24 @@ class Results:
         """The lines of those of the runs that are finished."""
         return pd.DataFrame([self[run] for run in runs if run in self], columns=list(COLUMNS))
 
+    def digests(self, shared: Mapping[str, Any]) -> set[str]:
+        """The digests of the data of all finished runs with some options.
+
+        Args:
+            shared: options by name; those that it leaves out may have any value.
+        """
+        stored = map(json.loads, self._rows)
+        return {one["data"] for one in stored if all(one.get(name) == value for name, value in shared.items())}
+
+
+def _whole_lines(path: Path) -> bytes:
+    """The content of a file but for a last line without its end, which was being written when the machine went down."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    return content[: content.rfind(b"\n") + 1]
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -140,6 +164,42 @@ class Machine:
     jobs: PositiveInt = 2
     gpus: NonNegativeInt = 0
     progress: bool = True
+
+
+@contextlib.contextmanager
+def opened(path: Path | str, machine: Machine | None) -> Iterator[Results]:
+    """The results file; its lines, and the folders of the runs, are this benchmark's alone until the block ends.
+
+    The operating system drops the locks of a process that dies.
+
+    Args:
+        path: the results file.
+        machine: names the folder of the runs; None only reads the results, beside whoever writes them.
+
+    Raises:
+        SystemExit: another benchmark is at work there, or a place cannot be written.
+    """
+    if machine is None:
+        yield Results(path)
+        return
+    path, folder = Path(path).resolve(), Path(machine.folder).resolve()
+    locks = {"--results": (path, path.with_name(f".{path.name}.lock")), "--machine.folder": (folder, folder / ".lock")}
+    with contextlib.ExitStack() as held:
+        for option, (place, lock) in locks.items():
+            try:
+                lock.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(FileLock(lock, timeout=0))
+            except Timeout:
+                raise SystemExit(
+                    f"error: another benchmark is at work on {place}; wait for its end, or give another {option}"
+                ) from None
+            except (OSError, NotImplementedError) as error:
+                raise SystemExit(f"error: {place} cannot be written ({error}); give another {option}") from error
+        results = Results(path)
+        whole = len(_whole_lines(path))
+        if path.exists() and path.stat().st_size > whole:
+            os.truncate(path, whole)
+        yield results
 
 
 def complete(runs: Sequence[Run], results: Results, machine: Machine, needs: str = "") -> None:
@@ -171,7 +231,9 @@ def complete(runs: Sequence[Run], results: Results, machine: Machine, needs: str
         ProcessPoolExecutor(machine.jobs, context, _start_worker, (slots, machine.gpus)) as pool,
         tqdm(total=len(missing), unit="run", disable=not machine.progress or not missing) as bar,
     ):
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers inherit it: Ctrl-C is the parent's to answer
         started = {pool.submit(_carry_out, run, machine): run for run in missing}
+        signal.signal(signal.SIGINT, before)
         try:
             for future in as_completed(started):
                 run = started[future]
@@ -189,7 +251,10 @@ def complete(runs: Sequence[Run], results: Results, machine: Machine, needs: str
             ) from error
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True, wait=False)
-            raise SystemExit(f"interrupted; finished runs are in {results.path}, start again to go on") from None
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            print(f"interrupted; finished runs are in {results.path}, start again to go on", file=sys.stderr)
+            raise SystemExit(130) from None
     if failed:
         more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
         raise SystemExit(
@@ -227,6 +292,7 @@ def _start_worker(slots: Any, gpus: int) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = str(slot % gpus) if gpus else ""
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which Python complains of after a worker is killed
 
 
 def _carry_out(run: Run, machine: Machine) -> dict[str, Any] | None:
@@ -246,8 +312,8 @@ def _carry_out(run: Run, machine: Machine) -> dict[str, Any] | None:
     with log_of(run, machine).open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         try:
             if not (folder / "results.json").exists():
-                pipeline.run(options, _samples(options))
-            return _figures(run, folder)
+                pipeline.run(options, _samples(options, run.data))
+            return figures_of(run, folder)
         except Exception as error:
             print(f"error: {error}" if isinstance(error, InputError) else traceback.format_exc())
             return None
@@ -259,12 +325,21 @@ def _carry_out(run: Run, machine: Machine) -> dict[str, Any] | None:
 _READ: dict[str, Samples] = {}  # the data set that a worker read last
 
 
-def _samples(options: Options) -> Samples:
-    """The data set; runs of one set follow one another, so a worker reads it once."""
+def _samples(options: Options, data: str) -> Samples:
+    """The data set; runs of one set follow one another, so a worker reads it once.
+
+    Raises:
+        InputError: its digest is no longer `data`, or the data cannot be read.
+    """
     names = ("dataset", "data_root", "image_size", "skip_corrupt", *pipeline.SAMPLE_OPTIONS)
-    which = repr([getattr(options, name) for name in names])
+    which = repr([data, *(getattr(options, name) for name in names)])
     if which not in _READ:
-        samples = pipeline.read_samples(options)
+        samples = fingerprinted(pipeline.read_samples(options))
+        if identity(samples).digest != data:
+            raise InputError(
+                f"the data of {samples.name} changed while the benchmark was at work; start it again to train on the "
+                "data as they are now, or restore them"
+            )
         if not options.skip_corrupt:
             samples = without(*in_memory(samples, options.image_size or samples.image_size, threads=1), skip=False)
         _READ.clear()
@@ -272,7 +347,8 @@ def _samples(options: Options) -> Samples:
     return _READ[which]
 
 
-def _figures(run: Run, folder: Path) -> dict[str, Any]:
+def figures_of(run: Run, folder: Path) -> dict[str, Any]:
+    """The figures of a finished run by column; nan where one is not defined."""
     measured = json.loads((folder / "results.json").read_text())
     test = measured["test"]
     main = next(iter(test))
@@ -285,4 +361,4 @@ def _figures(run: Run, folder: Path) -> dict[str, Any]:
     figures["without_table"] = measured["without_table"][main]
     figures |= {f"{split}_rows": measured["split_sizes"][split] for split in ("train", "test")}
     figures |= {f"conflict_{turn['modality']}": turn["conflict"] for turn in measured["conflict"] or []}
-    return figures
+    return {name: math.nan if value is None else value for name, value in figures.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 from protocol import Row
-from study import Study, read_command_line
+from study import Study, command
 
 FRACTIONS = (0.1, 0.25, 0.5, 0.75, 1.0)
 MARGINS = (-0.01, 0.0, 0.001, 0.01, 0.1)
@@ -52,4 +52,4 @@ def _draw(table: pd.DataFrame, title: str) -> Figure:
 
 
 if __name__ == "__main__":
-    main(read_command_line(__doc__))
+    command(main, __doc__)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,9 +10,10 @@ import pandas as pd
 from jsonargparse import ArgumentParser, set_parsing_settings
 from jsonargparse.typing import PositiveInt
 from matplotlib.figure import Figure
-from output import RESULTS, write
-from protocol import RECIPES, Row, base_options, repeated, row_options
-from runs import Machine, Results, Run, complete
+from output import telling_errors, write
+from protocol import RECIPES, Row, repeated, row_options
+from runs import Machine, Run, complete
+from sets import begun, home
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,11 @@ class Study:
     """Runs of each variant, times the folds where a set is cross-validated."""
     recipe: str = "adamw 0.003"
     """Optimizer and learning rate, as the protocol names them."""
-    results: str = str(RESULTS / "runs.csv")
-    """The file with one line a finished run."""
-    out: str = str(RESULTS)
-    """Folder of the tables and pictures."""
+    results: str | None = None
+    """The file with one line a finished run; None is runs.csv in the default of out."""
+    out: str | None = None
+    """Folder of the tables and pictures; None is benchmarks/accuracy/results for the protocol's sets, and runs/accuracy
+    below the current folder where one of the sets is a YAML file."""
     machine: Machine = field(default_factory=Machine)
     """How the runs are carried out."""
 
@@ -41,24 +43,27 @@ class Study:
         """
         if self.recipe not in RECIPES:
             raise SystemExit(f"error: there is no recipe {self.recipe!r}; choose from {', '.join(RECIPES)}")
-        finished = Results(self.results)
-        for set_name, base in dict(base_options(name) for name in self.sets).items():
-            runs = [
-                run
-                for name, row in rows.items()
-                for run in repeated(set_name, name, row_options(base, row, **RECIPES[self.recipe]), self.seeds)
-            ]
-            complete(runs, finished, self.machine, needs)
-            yield set_name, runs, finished.table(runs)
+        with begun(self.sets, self.results, self.out, self.machine, [self.recipe]) as (chosen, finished):
+            for which in chosen:
+                runs = [
+                    run
+                    for name, row in rows.items()
+                    for run in repeated(
+                        which, name, row_options(which.options, row, **RECIPES[self.recipe]), self.seeds
+                    )
+                ]
+                complete(runs, finished, self.machine, needs)
+                yield which.name, runs, finished.table(runs)
 
     def write(self, table: pd.DataFrame, figure: Figure, name: str) -> None:
         """Write data and picture into the folder `out`."""
-        write(table, figure, Path(self.out) / name)
+        write(table, figure, Path(self.out or home(self.sets)) / name)
 
 
-def read_command_line(description: str | None) -> Study:
-    """The options given to a command; `description` is its module's docstring."""
+def command(main: Callable[[Study], None], description: str | None) -> None:
+    """Runs a command with the options that it was given; `description` is its module's docstring."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(description=description)
     parser.add_class_arguments(Study)
-    return Study(**vars(parser.instantiate(parser.parse_args())))
+    with telling_errors():
+        main(Study(**vars(parser.instantiate(parser.parse_args()))))

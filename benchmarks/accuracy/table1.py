@@ -3,7 +3,8 @@
 Every method gets the same splits, encoders, epochs and number of hyper-parameter trials, and is judged at the epoch
 with the best validation accuracy. The trials are chosen by validation accuracy on the rows of seed 0; the chosen
 options are then run for every seed. Prints a table for each set and writes it as CSV and Markdown; the single runs are
-in the results file. A run that was finished is never repeated, so an interrupted benchmark goes on where it stopped.
+in the results file. A run that was finished is never repeated on the same data, so an interrupted benchmark goes on where
+it stopped. Of a YAML file only the data, the networks and the epochs count; the command tells what the protocol overrides.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import pandas as pd
 from comparison import compare
 from jsonargparse import auto_cli
 from jsonargparse.typing import PositiveInt
-from output import RESULTS, write
-from protocol import REFERENCE, ROWS, Search, base_options, known_rows, paper_figures, repeated
+from output import telling_errors, write
+from protocol import RECIPES, REFERENCE, ROWS, DataSet, Search, known_rows, paper_figures, repeated
 from runs import FUSIONS, Machine, Results, Run, complete
+from sets import begun, home
 from tabular_image.files import replacing
-from tabular_image.options import Options
 
 
 def main(
@@ -27,8 +28,8 @@ def main(
     rows: list[str] | None = None,
     seeds: PositiveInt = 5,
     trials: PositiveInt = 3,
-    results: str = str(RESULTS / "runs.csv"),
-    out: str = str(RESULTS),
+    results: str | None = None,
+    out: str | None = None,
     train: bool = True,
     machine: Machine = Machine(),  # noqa: B008
 ) -> None:
@@ -39,33 +40,32 @@ def main(
         rows: methods; None takes all.
         seeds: runs of each method, times the folds where a set is cross-validated.
         trials: hyper-parameter trials of each method on each set; 1 takes the defaults.
-        results: the file with one line a finished run.
-        out: folder of the tables.
-        train: train what is missing; false tabulates what is finished.
+        results: the file with one line a finished run; None is runs.csv in the default of out.
+        out: folder of the tables; None is benchmarks/accuracy/results for the protocol's sets, and runs/accuracy below
+            the current folder where one of the sets is a YAML file.
+        train: train what is missing; false tabulates what is finished, and says so where it could not check the data.
         machine: how the runs are carried out.
     """
-    finished = Results(results)
     names = known_rows(rows)
-    bases = dict(base_options(name) for name in sets)
-    for set_name, base in bases.items():
-        runs = chosen_runs(set_name, base, names, seeds, trials, finished, machine if train else None)
-        if train:
-            complete(runs, finished, machine)
-        table = finished.table(runs)
-        if table.empty:
-            print(f"{set_name}: no run is finished")
-            continue
-        summary = summarise(table)
-        path = Path(out) / f"table1-{set_name}"
-        write(summary.reset_index(), None, path)
-        with replacing(path.with_suffix(".md")) as temporary:
-            temporary.write_text(markdown(summary) + "\n")
-        print(f"\n{set_name}: {len(table)} of {len(runs)} runs\n{markdown(summary)}\n")
+    with begun(sets, results, out, machine, list(RECIPES)[:trials], train) as (chosen, finished):
+        for which in chosen:
+            runs = chosen_runs(which, names, seeds, trials, finished, machine if train else None)
+            if train:
+                complete(runs, finished, machine)
+            table = finished.table(runs)
+            if table.empty:
+                print(f"{which.name}: no run on these data is finished")
+                continue
+            summary = summarise(table)
+            path = Path(out or home(sets)) / f"table1-{which.name}"
+            write(summary.reset_index(), None, path)
+            with replacing(path.with_suffix(".md")) as temporary:
+                temporary.write_text(markdown(summary) + "\n")
+            print(f"\n{which.name}: {len(table)} of {len(runs)} runs\n{markdown(summary)}\n")
 
 
 def chosen_runs(
-    set_name: str,
-    base: Options,
+    which: DataSet,
     rows: Sequence[str],
     seeds: int,
     trials: int,
@@ -75,22 +75,21 @@ def chosen_runs(
     """The repeated runs of every row with the options that its search chose.
 
     Args:
-        set_name: what the set is called.
-        base: its options.
+        which: the set.
         rows: names of rows.
         seeds: of each.
         trials: of each search.
         finished: the results so far.
         machine: carries out the missing trials; None leaves out rows whose search is not finished.
     """
-    searches = {row: Search(set_name, row, base, trials) for row in rows}
+    searches = {row: Search(which, row, trials) for row in rows}
     if machine is not None:
         complete([run for search in searches.values() for run in search.runs], finished, machine)
     return [
         run
         for row, search in searches.items()
         if all(trial in finished for trial in search.runs)
-        for run in repeated(set_name, row, search.best(finished), seeds)
+        for run in repeated(which, row, search.best(finished), seeds)
     ]
 
 
@@ -129,7 +128,7 @@ def markdown(summary: pd.DataFrame) -> str:
                 "block": line["block"],
                 "row": row,
                 "rank": cell(line["rank"], "g"),
-                "accuracy": f"{line['accuracy']:.4f} ± {cell(line['deviation'], '.4f')}",
+                "accuracy": f"{cell(line['accuracy'], '.4f')} ± {cell(line['deviation'], '.4f')}",
                 "minus GAAL": cell(line["difference"], "+.4f"),
                 "p (Holm)": cell(line["p_holm"], ".3f"),
                 **{name: cell(line[name], ".3f") for name in ("image", "table")},
@@ -141,4 +140,5 @@ def markdown(summary: pd.DataFrame) -> str:
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    with telling_errors():
+        auto_cli(main)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import runpy
 import signal
@@ -13,14 +14,20 @@ import time
 from pathlib import Path
 from unittest import mock
 
+import missing
 import numpy as np
 import pandas as pd
 import pytest
+import table1
 from comparison import compare, corrected_paired_test
-from protocol import RECIPES, ROWS, SETS, Search, base_options, paper_figures, repeated, row_options
-from runs import COLUMNS, Results, Run
+from PIL import Image
+from protocol import RECIPES, ROWS, SETS, DataSet, Search, data_set, paper_figures, repeated, row_options
+from runs import COLUMNS, Machine, Results, Run, complete, figures_of, opened
 from scipy.stats import ttest_rel
-from tabular_image.methods import METHODS
+from sets import OWN, RESULTS, begun, home
+from study import Study
+from tabular_image.methods import METHODS, SETTINGS
+from tabular_image.options import Options
 
 ACCURACY = Path(__file__).resolve().parents[2] / "benchmarks" / "accuracy"
 
@@ -95,29 +102,29 @@ def test_the_papers_figures_belong_to_rows():
 
 @pytest.mark.parametrize("row", ROWS)
 def test_every_search_has_the_same_trials_and_starts_with_the_defaults(row: str):
-    name, base = base_options("leaves100-texture")
-    runs = Search(name, row, base, trials=4).runs
+    which = data_set("leaves100-texture")
+    runs = Search(which, row, trials=4).runs
     recipes = [{"optimizer": run.options.optimizer, "learning_rate": run.options.learning_rate} for run in runs]
     assert recipes == [
         {name: recipe[name] for name in ("optimizer", "learning_rate")} for recipe in list(RECIPES.values())[:4]
     ]
-    assert runs[0].key == Run(name, row, row_options(base, ROWS[row], **next(iter(RECIPES.values())))).key
+    first = row_options(which.options, ROWS[row], **next(iter(RECIPES.values())))
+    assert runs[0].key == Run(which.name, row, first, which.data).key
     assert len({run.key for run in runs}) == 4
-    assert [run.key for run in Search(name, row, base, trials=4).runs] == [run.key for run in runs]
+    assert [run.key for run in Search(which, row, trials=4).runs] == [run.key for run in runs]
 
 
 def test_a_search_chooses_by_validation_accuracy_and_the_earlier_of_equals(tmp_path: Path):
-    name, base = base_options("leaves100-texture")
     results = Results(tmp_path / "runs.csv")
-    search = Search(name, "gaal", base, trials=4)
-    for run, accuracy in zip(search.runs, (0.8, 0.9, 0.9, 0.7), strict=True):
+    search = Search(data_set("leaves100-texture"), "gaal", trials=5)
+    for run, accuracy in zip(search.runs, (np.nan, 0.9, 0.9, 0.7, np.nan), strict=True):
         results.add(run, {"val_accuracy": accuracy, "fused": 1 - accuracy})
     assert search.best(results) == search.runs[1].options
 
 
 def test_a_cross_validated_set_runs_every_fold_of_every_seed():
-    _, base = base_options("houses")
-    runs = repeated("houses", "gaal", row_options(base, ROWS["gaal"]), seeds=2)
+    which = data_set("houses")
+    runs = repeated(which, "gaal", row_options(which.options, ROWS["gaal"]), seeds=2)
     assert [(run.options.seed, run.options.fold) for run in runs] == [(s, f) for s in range(2) for f in range(5)]
 
 
@@ -126,8 +133,11 @@ def test_a_cross_validated_set_runs_every_fold_of_every_seed():
 
 @pytest.fixture
 def run() -> Run:
-    _, base = base_options("digits")
-    return Run("digits", "gaal", row_options(base, ROWS["gaal"]))
+    return digits_run()
+
+
+def digits_run(data: str = "0" * 16, **changes: object) -> Run:
+    return Run("digits", "gaal", row_options(data_set("digits").options, ROWS["gaal"], **changes), data)
 
 
 def test_results_survive_in_their_file_and_are_found_by_configuration(tmp_path: Path, run: Run):
@@ -139,25 +149,31 @@ def test_results_survive_in_their_file_and_are_found_by_configuration(tmp_path: 
     assert run in again
     assert again[run]["fused"] == 0.5
     assert again.table([run])["row"].tolist() == ["gaal"]
-    _, base = base_options("digits")
-    assert Run("digits", "gaal", row_options(base, ROWS["gaal"], margin=0.1)) not in again
-    assert Run("digits", "gaal", row_options(base, ROWS["gaal"], out="elsewhere")) in again
+    assert digits_run(margin=0.1) not in again
+    assert digits_run(data="1" * 16) not in again
+    assert digits_run(out="elsewhere", path="elsewhere", image_root="elsewhere", data_root="elsewhere") in again
 
 
 def test_a_half_written_line_is_dropped_and_nothing_else(tmp_path: Path, run: Run):
     path = tmp_path / "runs.csv"
     Results(path).add(run, {"fused": 0.5})
     whole = path.read_bytes()
-    path.write_bytes(whole + b"1,digits,image,0,")
-    assert run in Results(path)
+    torn = whole + b"2,digits,image,0,"
+    path.write_bytes(torn)
+    with opened(path, None) as results:  # who only reads leaves a line alone that another may be writing
+        assert run in results
+    assert path.read_bytes() == torn
+    with opened(path, Machine(folder=str(tmp_path / "runs"))) as results:
+        assert run in results
     assert path.read_bytes() == whole
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("version,set\n0,digits\n", "version 0.*version 1"),
-        (",".join(COLUMNS) + "\n2" + "," * (len(COLUMNS) - 1) + "\n", "version 2.*version 1"),
+        ("version,set\n0,digits\n", "version 0.*version 2"),
+        (",".join(COLUMNS) + "\n1" + "," * (len(COLUMNS) - 1) + "\n", "version 1.*version 2, whose lines name"),
+        (",".join(COLUMNS) + "\n3" + "," * (len(COLUMNS) - 1) + "\n", "version 3.*version 2"),
         ("name,age\nx,1\n", "version unknown"),
         ("a,b\n1,2,3\n1,2,3,4\n", "no results file"),
     ],
@@ -170,6 +186,179 @@ def test_a_file_of_another_version_is_refused_and_kept(tmp_path: Path, content: 
     assert path.read_text() == content
 
 
+def test_the_committed_results_have_todays_options_and_are_found(tmp_path: Path):
+    stored = pd.read_csv(RESULTS / "runs.csv")
+    for configuration in map(json.loads, stored["configuration"]):
+        method = configuration["method"]
+        today = Options(method=method, settings=SETTINGS[method]()).configuration()
+        assert configuration.keys() == today.keys() | {"data"}
+    turns = {"alternating", "gaal", "gaal-dualfloor", "gaal-update", "gaal_star"}  # trained image first
+    names = ["leaves100-texture", "fashion", "houses"]
+    nowhere = Machine(data_root=str(tmp_path))
+    with begun(names, str(RESULTS / "runs.csv"), str(tmp_path), nowhere, [], train=False) as (sets, finished):
+        for which in sets:
+            for row in ROWS.keys() - turns:
+                assert all(run in finished for run in Search(which, row, trials=3).runs)
+
+
+def test_figures_that_are_not_defined_stay_empty(tmp_path: Path):
+    which = DataSet("mine", "mine.yaml", Options(), "0" * 16)
+    results = Results(tmp_path / "runs.csv")
+    undefined = {"accuracy": None, "balanced_accuracy": None, "auroc": None}
+    for row, defined in (("gaal", True), ("mla", False)):
+        for run in repeated(which, row, row_options(Options(), ROWS[row]), seeds=2):
+            measured = {
+                "split_sizes": {"train": 8, "val": 1, "test": 1}, "epochs": 1, "best_epoch": 1, "seconds": 0.1,
+                "val_accuracy": None, "without_table": dict.fromkeys(("fused", "image", "table")),
+                "test": {"fused": undefined | ({"accuracy": 0.5} if defined else {}), "image": undefined},
+                "fusions": {"mean": {"val": None, "test": None}},
+                "conflict": [{"modality": "image", "conflict": None}],
+            }  # fmt: skip
+            (tmp_path / "results.json").write_text(json.dumps(measured))
+            results.add(run, figures_of(run, tmp_path))
+    runs = [run for row in ("gaal", "mla") for run in repeated(which, row, row_options(Options(), ROWS[row]), seeds=2)]
+    for table in (results.table(runs), Results(results.path).table(runs)):
+        summary = table1.summarise(table)
+        assert summary.loc["gaal", "accuracy"] == 0.5
+        assert summary.loc["mla", ["runs", "accuracy", "p"]].fillna(-1).tolist() == [0, -1, -1]
+        line = next(line for line in table1.markdown(summary).splitlines() if "| mla" in line)
+        assert [cell.strip() for cell in line.split("|")][3:5] == ["-", "- ± -"]
+        assert "nan" not in table1.markdown(summary)
+        assert missing.summarise(table)["with_table"].isna().tolist() == [False, True]
+    assert ",,," in results.path.read_text().splitlines()[1]
+
+
+# The sets of a command
+
+
+def pets(folder: Path, seed: int = 0) -> Path:
+    """A YAML file of 60 rows with pictures of 8 pixels; the seed decides the content and nothing else."""
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(seed)
+    for number in range(60):
+        Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    table = {"picture": [f"{number}.png" for number in range(60)], "weight": generator.normal(size=60).round(3)}
+    pd.DataFrame(table | {"kind": generator.permutation(["cat", "dog"] * 30)}).to_csv(folder / "pets.csv", index=False)
+    path = folder / "mine.yaml"
+    path.write_text(
+        "dataset: csv\npath: pets.csv\nimage_column: picture\ntarget_column: kind\nepochs: 1\nimage_size: 8\n"
+    )
+    return path
+
+
+def read(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> tuple[DataSet, Results]:
+    """The set `mine.yaml` of a folder, as a command in that folder knows it, and its results."""
+    monkeypatch.chdir(folder)
+    given: dict[str, object] = {"results": None, "out": None, "machine": Machine(), "recipes": []} | options
+    with begun(["mine.yaml"], **given) as ((which,), finished):
+        return which, finished
+
+
+def test_a_set_is_its_content_and_not_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pets(tmp_path / "a")
+    pets(tmp_path / "b", seed=1)
+    first, _ = read(tmp_path / "a", monkeypatch)
+    second, _ = read(tmp_path / "b", monkeypatch)
+    assert first.options.configuration() == second.options.configuration()
+    assert first.data != second.data
+    (tmp_path / "a").rename(tmp_path / "moved")
+    assert read(tmp_path / "moved", monkeypatch)[0].data == first.data
+    Image.new("RGB", (8, 8)).save(tmp_path / "moved" / "7.png")
+    assert read(tmp_path / "moved", monkeypatch)[0].data != first.data
+
+
+def test_without_data_finished_runs_are_shown_only_where_all_have_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    pets(tmp_path / "a")
+    pets(tmp_path / "b", seed=1)
+    shared = {"results": str(tmp_path / "runs.csv")}
+
+    def finish(folder: str) -> DataSet:
+        which, finished = read(tmp_path / folder, monkeypatch, **shared)
+        options = row_options(which.options, ROWS["table"])
+        finished.add(Run(which.name, "table", options, which.data), {"val_accuracy": 0.5})
+        return which
+
+    first = finish("a")
+    assert read(tmp_path / "b", monkeypatch, train=False, **shared)[0].data != first.data
+    assert "not checked" not in capsys.readouterr().out
+    (tmp_path / "b" / "pets.csv").rename(tmp_path / "pets.csv")
+    assert read(tmp_path / "b", monkeypatch, train=False, **shared)[0].data == first.data
+    assert capsys.readouterr().out.startswith("careful: mine: the data were not checked")
+    with pytest.raises(SystemExit, match=r"^error: mine.yaml: .*pets.csv does not exist"):
+        read(tmp_path / "b", monkeypatch, **shared)
+    (tmp_path / "pets.csv").rename(tmp_path / "b" / "pets.csv")
+    finish("b")
+    (tmp_path / "b" / "pets.csv").unlink()
+    with pytest.raises(SystemExit, match="holds runs on 2 different data sets for mine"):
+        read(tmp_path / "b", monkeypatch, train=False, **shared)
+
+
+@pytest.mark.parametrize("names", [["a/mine.yaml", "b/mine.yaml"], ["digits", "digits"], ["digits", "a/digits.yaml"]])
+def test_two_sets_of_one_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str]):
+    for folder in ("a", "b"):
+        pets(tmp_path / folder)
+        (tmp_path / folder / "digits.yaml").write_text("dataset: digits\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=f"error: {names[0]} and {names[1]} are both called .* rename"):
+        list(Study(sets=names).completed({}))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_settings_that_the_protocol_overrides_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "mine.yaml").write_text(
+        "dataset: digits\noptimizer: adam\nlearning_rate: 5e-4\nweight_decay: 1e-2\nmethod: mla\nseed: 3\nout: here\n"
+        "resume: true\nepochs: 1\ngaal:\n  margin: 0.1\n  relative: false\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    list(Study(sets=["mine.yaml"], recipe="sgd 0.05").completed({}))
+    assert capsys.readouterr().out == (
+        "careful: mine.yaml: the protocol overrides method mla (by the method of each row), optimizer adam, "
+        "learning_rate 0.0005 (by the recipe sgd 0.05), seed 3 (by every seed and fold), out here, resume True (by "
+        "--machine), gaal.margin 0.1 (by the settings of each row)\n"
+    )
+    (tmp_path / "plain.yaml").write_text("dataset: digits\nepochs: 1\nlearning_rate: 3e-3\ngaal:\n  margin: 0\n")
+    list(Study(sets=["plain.yaml", "digits"]).completed({}))
+    assert capsys.readouterr().out == ""
+
+
+def test_results_of_ones_own_sets_stay_out_of_the_checkout():
+    assert home(["fashion", "digits"]) == RESULTS
+    assert home(["mine.yaml"]) == home(["fashion", "mine.yaml"]) == OWN
+    assert not OWN.is_absolute()
+
+
+@pytest.mark.slow
+def test_a_second_benchmark_at_one_place_is_refused_until_the_first_is_dead(tmp_path: Path):
+    results, folder = tmp_path / "runs.csv", tmp_path / "runs"
+    hold = (
+        "import sys; from runs import Machine, opened\n"
+        f"with opened({str(results)!r}, Machine(folder={str(folder)!r})): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ACCURACY), os.environ.get("PYTHONPATH", "")])},
+    ) as other:  # fmt: skip
+        assert other.stdout.readline() == "held\n"
+        for path, place, option in (
+            (results, "elsewhere", "--results"),
+            (tmp_path / "other.csv", "runs", "--machine.folder"),
+        ):
+            options = {"sets": "[digits]", "results": path, "machine.folder": tmp_path / place}
+            refused = execute("table1.py", "digits", tmp_path, **options)
+            assert refused.returncode == 1
+            assert f"another benchmark is at work on {path if option == '--results' else folder};" in refused.stderr
+            assert f"give another {option}" in refused.stderr
+        shown = execute("table1.py", "digits", tmp_path, train="false", out=tmp_path / "tables")
+        assert shown.returncode == 0, shown.stderr
+        other.kill()
+    with opened(results, Machine(folder=str(folder))):
+        pass
+
+
 # Commands
 
 
@@ -180,7 +369,7 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def command(script: str, small_set: Path, out: Path, **options: object) -> list[str]:
+def command(script: str, small_set: Path | str, out: Path, /, **options: object) -> list[str]:
     given: dict[str, object] = {"sets": f"[{small_set}]", "seeds": 2, "results": out / "runs.csv", "out": out}
     given |= {"machine.folder": out / "runs", "machine.progress": "false", "machine.jobs": 1} | options
     arguments = [str(word) for name, value in given.items() for word in (f"--{name}", value)]
@@ -190,10 +379,10 @@ def command(script: str, small_set: Path, out: Path, **options: object) -> list[
 def execute(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
     """The command in this process, which has imported everything; its workers are processes of their own."""
     _, script, *words = command(*arguments, **options)
-    output, code = io.StringIO(), 0
+    output, printed, code = io.StringIO(), io.StringIO(), 0
     with (
         mock.patch.object(sys, "argv", [script, *words]),
-        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stdout(printed),
         contextlib.redirect_stderr(output),
     ):
         try:
@@ -201,7 +390,7 @@ def execute(*arguments: object, **options: object) -> subprocess.CompletedProces
         except SystemExit as end:
             code = 1 if isinstance(end.code, str) else end.code or 0
             print(end.code if isinstance(end.code, str) else "", file=output)
-    return subprocess.CompletedProcess(words, code, stderr=output.getvalue())
+    return subprocess.CompletedProcess(words, code, stdout=printed.getvalue(), stderr=output.getvalue())
 
 
 @pytest.mark.slow
@@ -256,14 +445,103 @@ def test_a_killed_worker_loses_nothing_that_was_finished(small_set: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_failing_run_is_named_and_the_others_are_kept(tmp_path: Path):
-    broken = tmp_path / "broken.yaml"
-    broken.write_text("dataset: csv\npath: nowhere.csv\nimage_column: a\ntarget_column: b\n")
-    failed = execute("table1.py", broken, tmp_path, rows="[image]", trials=1)
+def test_a_failing_run_is_named_and_the_others_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    mine = pets(tmp_path / "set")
+    (mine.parent / "7.png").write_bytes(b"no picture")
+    monkeypatch.chdir(mine.parent)
+    failed = execute("table1.py", mine, tmp_path, rows="[image]", trials=1)
     assert failed.returncode == 1
-    assert "error: broken image (seed 0) of 1 runs failed, see" in failed.stderr
+    assert "error: mine image (seed 0) of 1 runs failed, see" in failed.stderr
     (log,) = (tmp_path / "runs").glob("*.log")
-    assert "nowhere.csv does not exist" in log.read_text()
+    assert "7.png" in log.read_text()
+
+
+@pytest.mark.slow
+def test_the_same_command_on_other_data_trains_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shared = {"sets": "[mine.yaml]", "rows": "[table]", "trials": 1, "seeds": 1, "results": tmp_path / "runs.csv"}
+    printed = []
+    for seed, folder in enumerate(("a", "b")):
+        pets(tmp_path / folder, seed)
+        monkeypatch.chdir(tmp_path / folder)
+        done = execute("table1.py", "", Path("runs/accuracy"), **shared)
+        assert done.returncode == 0, done.stderr
+        printed.append(done.stdout)
+        assert len(Results(tmp_path / "runs.csv").digests({})) == seed + 1
+        assert (tmp_path / folder / "runs" / "accuracy" / "table1-mine.csv").exists()
+    stored = (tmp_path / "runs.csv").read_text()
+    monkeypatch.chdir(tmp_path / "a")
+    assert execute("table1.py", "", Path("runs/accuracy"), **shared).stdout == printed[0]
+    assert (tmp_path / "runs.csv").read_text() == stored
+
+
+@pytest.mark.slow
+def test_results_and_tables_of_ones_own_set_lie_below_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pets(tmp_path / "set")
+    monkeypatch.chdir(tmp_path / "set")
+    before = {path: path.stat().st_mtime_ns for path in RESULTS.iterdir()}
+    words = ["table1.py", "--sets", "[mine.yaml]", "--rows", "[table]", "--seeds", "1", "--trials", "1"]
+    monkeypatch.setattr(sys, "argv", [*words, "--machine.progress", "false", "--machine.jobs", "1"])
+    runpy.run_path(str(ACCURACY / "table1.py"), run_name="__main__")
+    assert {"runs.csv", "table1-mine.csv", "table1-mine.md"} <= {path.name for path in Path("runs/accuracy").iterdir()}
+    assert {path: path.stat().st_mtime_ns for path in RESULTS.iterdir()} == before
+
+
+@pytest.mark.slow
+def test_data_that_change_while_the_benchmark_is_at_work_are_refused(tmp_path: Path):
+    machine = Machine(folder=str(tmp_path / "runs"), jobs=1, progress=False)
+    with pytest.raises(SystemExit, match="of 1 runs failed"):
+        complete([digits_run(data="0" * 16)], Results(tmp_path / "runs.csv"), machine)
+    (log,) = (tmp_path / "runs").glob("*.log")
+    assert "the data of digits changed while the benchmark was at work" in log.read_text()
+    assert not (tmp_path / "runs.csv").exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_how_to_go_on(small_set: Path, tmp_path: Path):
+    process = subprocess.Popen(
+        command("table1.py", small_set, tmp_path, rows="[table, image, gaal]", trials=1, **{"machine.jobs": 2}),
+        stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
+    )  # fmt: skip
+    path = tmp_path / "runs.csv"
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode == 130
+    assert error == f"interrupted; finished runs are in {path}, start again to go on\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"sets": "[gone.yaml]"}, "gone.yaml: No such file or directory; name a YAML file"),
+        ({"sets": "[folder.yaml]"}, "folder.yaml: Is a directory; name a YAML file"),
+        ({"sets": "[binary.yaml]"}, "binary.yaml is no text; name a YAML file"),
+        ({"sets": "[unknown.yaml]"}, "unknown.yaml: Option 'colour' is not accepted; correct"),
+        ({"results": "folder.yaml"}, "folder.yaml cannot be read (Is a directory); give another --results"),
+        ({"results": "file/runs.csv"}, "cannot be written"),
+        ({"out": "file/tables"}, "file/tables cannot be a folder (Not a directory); give another --out"),
+        ({"out": "file"}, "file cannot be a folder (File exists); give another --out"),
+        ({"machine.folder": "file"}, "give another --machine.folder"),
+    ],
+)
+def test_files_and_folders_that_cannot_be_used_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, str], words: str
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "binary.yaml").write_bytes(b"\xa5\x00\xff")
+    (tmp_path / "unknown.yaml").write_text("dataset: digits\ncolour: red\n")
+    (tmp_path / "file").write_text("")
+    refused = execute("table1.py", "digits", tmp_path, **({"sets": "[digits]"} | options))
+    assert refused.returncode == 1
+    assert words in refused.stderr
+    assert refused.stderr.startswith("error: ")
+    assert refused.stderr.count("\n") == 1
 
 
 @pytest.mark.slow
