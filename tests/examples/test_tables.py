@@ -115,12 +115,16 @@ def test_excel_and_parquet_are_read_as_text(tmp_path: Path):
         ("own.csv", b'kind,size\nant,"1\nbee,2\ncat,3\n', ["line 2", "quotation mark", "never closed"]),
         ("own.csv", b"\x89PNG\r\n\x1a\n\0\0\0\r", ["is no text", "save it as CSV"]),
         ("own.csv.gz", b"kind,size\nant,1\n", ["is no gzip file", "rename it"]),
-        ("own.csv.gz", gzip.compress(b"kind,size\nant,1\n" * 99, mtime=0)[:-20], ["damaged gzip file", "again"]),
-        ("own.csv.bz2", bz2.compress(b"kind,size\nant,1\n" * 99)[:-20], ["damaged bzip2 file"]),
-        ("own.csv.xz", lzma.compress(b"kind,size\nant,1\n" * 99)[:-20], ["damaged xz file"]),
-        ("own.zip", zipped("kind", "a.csv", "b.csv"), ["damaged zip file", "2 files"]),
-        ("own.xlsx", b"no sheet", ["cannot be read as its name says"]),
-        ("own.parquet", b"no table", ["cannot be read as its name says"]),
+        (
+            "own.csv.gz",
+            gzip.compress(b"kind,size\nant,1\n" * 99, mtime=0)[:-20],
+            ["cannot decompress the gzip file", "again"],
+        ),
+        ("own.csv.bz2", bz2.compress(b"kind,size\nant,1\n" * 99)[:-20], ["cannot decompress the bzip2 file"]),
+        ("own.csv.xz", lzma.compress(b"kind,size\nant,1\n" * 99)[:-20], ["cannot decompress the xz file"]),
+        ("own.zip", zipped("kind", "a.csv", "b.csv"), ["cannot decompress the zip file", "2 files"]),
+        ("own.xlsx", b"no sheet", ["cannot read", "save the table again"]),
+        ("own.parquet", b"no table", ["cannot read", "save the table again"]),
     ],
 )
 def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, name: str, content: bytes | None, words: list[str]):

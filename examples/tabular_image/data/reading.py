@@ -9,7 +9,6 @@ import io
 import lzma
 import sys
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -18,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 from charset_normalizer import from_bytes
 
-from ..errors import InputError
+from ..errors import InputError, border
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", " ": "blanks"}
 _EXCEL = (".xlsx", ".xlsm", ".xls", ".xlsb", ".ods")
@@ -29,16 +28,6 @@ _COMPRESSED = {
     "xz": (b"\xfd7zXZ", ".xz", lzma.decompress),
     "zip": (b"PK\x03\x04", ".zip", lambda content: _only_member(content)),
 }
-_DAMAGED = (
-    OSError,
-    EOFError,
-    ValueError,
-    zlib.error,
-    lzma.LZMAError,
-    zipfile.BadZipFile,
-    RuntimeError,
-    NotImplementedError,
-)
 # Encodings in which most bytes of a text are above 127, as far as people still write them.
 _FOREIGN = ["cp1251", "cp1253", "cp1255", "cp1256", "shift_jis", "gb18030", "big5", "euc_kr"]
 _SAMPLE = 200  # records that are looked at to find the separator
@@ -110,16 +99,12 @@ def read_table(path: Path, separator: str = "", encoding: str = "") -> Table:
 
 def _content(path: Path) -> bytes:
     """The file's bytes, decompressed where its first bytes say so."""
-    try:
+    with border("read", path, "check its rights and its disk"):
         content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or error}); check its rights and its disk") from error
     for kind, (start, suffix, decompress) in _COMPRESSED.items():
         if content.startswith(start):
-            try:
+            with border(f"decompress the {kind} file", path, "copy or download it again"):
                 return decompress(content)
-            except _DAMAGED as error:
-                raise InputError(f"{path} is a damaged {kind} file ({error}); copy or download it again") from error
         if path.suffix.lower() == suffix:
             raise InputError(f"{path} is no {kind} file, as its name says; rename it or compress it again")
     return content
@@ -202,17 +187,17 @@ def _is_open(text: str, line: int, separator: str) -> bool:
 
 def _typed(path: Path, suffix: str) -> list[list[str]]:
     """Header and rows of an Excel or Parquet file, as text."""
-    try:
-        if suffix in _PARQUET:
-            frame = pd.read_parquet(path)
-            frame = pd.concat([pd.DataFrame([list(frame.columns)], columns=frame.columns, dtype=object), frame])
-        else:
-            frame = pd.read_excel(path, header=None, dtype=object, keep_default_na=False)
-    except ImportError as error:
-        package = "pyarrow" if suffix in _PARQUET else "openpyxl"
-        raise InputError(f"{path} needs a package that reads it ({error}); pip install {package}") from error
-    except Exception as error:  # the readers raise whatever a broken file leads them to
-        raise InputError(f"{path} cannot be read as its name says ({error}); save it again, or as CSV") from error
+    with border("read", path, "save the table again, or as CSV"):
+        try:
+            if suffix in _PARQUET:
+                frame = pd.read_parquet(path)
+                header = pd.DataFrame([list(frame.columns)], columns=frame.columns, dtype=object)
+                frame = pd.concat([header, frame.astype(object)])
+            else:
+                frame = pd.read_excel(path, header=None, dtype=object, keep_default_na=False)
+        except ImportError as error:
+            package = "pyarrow" if suffix in _PARQUET else "openpyxl"
+            raise InputError(f"{path} needs a package that reads it ({error}); pip install {package}") from error
     return [[_text(cell) for cell in row] for row in frame.itertuples(index=False)]
 
 
