@@ -384,9 +384,17 @@ def test_options_accept_any_column_name(own, name: str):
 
 @pytest.mark.parametrize("given", ["[a, b]", "a,b", "a, b", ["a", "b"]])
 def test_several_columns_are_a_list(own, given: str | list[str]):
-    path = own(a=range(40), b=range(40, 80), c=range(80, 120))
+    path = own(a=range(40), b=range(40, 80), c=np.random.default_rng(1).normal(5, 2, 40))
     options = parse(["--dataset", "csv", f"--numeric={given}"]).numeric if isinstance(given, str) else given
     assert read(path, numeric=options).numeric == ["a", "b"]
+    assert read(path).numeric == ["c"]
+
+
+def test_an_empty_list_names_nothing(own):
+    path = own(size=np.random.default_rng(1).normal(5, 2, 40), colour=["red", "blue"] * 20)
+    none = parse(["--dataset", "csv", "--numeric=[]"]).numeric
+    assert (read(path).numeric, read(path, numeric=none).numeric) == (["size"], [])
+    assert read(path, numeric=none).categorical == ["colour"]
 
 
 def test_several_image_columns_make_a_mosaic(own):

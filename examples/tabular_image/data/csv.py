@@ -82,20 +82,8 @@ def csv(
         for option in ("target_column", "split_column", "group_column")
     )
     assert target is not None
-    used = {column: option for option, columns in named.items() for column in columns}
-    columns: dict[str, Column] = {}
-    for column in frame.columns:
-        match used.get(column):
-            case "numeric":
-                columns[column] = _as_number(path, table, column)
-            case "categorical":
-                columns[column] = category(frame[column])
-            case None:
-                columns[column] = infer(frame[column], target, table.separator)
-    given = {"number": numeric, "category": categorical}
-    for column, found in columns.items():
-        if column not in used and found.kind != "left out" and given.get(found.kind, numeric):
-            columns[column] = Column("left out", "not named", found.values)
+    complete = {"number": numeric != "", "date": numeric != "", "category": categorical != ""}
+    columns = _columns(path, table, named, target, complete)
     kinds = {kind: [name for name in columns if columns[name].kind == kind] for kind in ("number", "date", "category")}
     values = {name: columns[name].values for names in kinds.values() for name in names}
     return Samples(
@@ -111,6 +99,27 @@ def csv(
         groups=groups,
         note=_note(path, table, named, columns),
     )
+
+
+def _columns(
+    path: Path, table: Table, named: dict[str, list[str]], target: pd.Series, complete: dict[str, bool]
+) -> dict[str, Column]:
+    """The columns that are named as numeric or categorical, and what those that nobody named were taken for.
+
+    A kind whose list was given is `complete`: a column of that kind that the list lacks is left out.
+    """
+    used = {column: option for option, columns in named.items() for column in columns}
+    columns = {}
+    for column in table.frame.columns:
+        match used.get(column):
+            case "numeric":
+                columns[column] = _as_number(path, table, column)
+            case "categorical":
+                columns[column] = category(table.frame[column])
+            case None:
+                found = infer(table.frame[column], target, table.separator)
+                columns[column] = Column("left out", "not named", found.values) if complete.get(found.kind) else found
+    return columns
 
 
 def _named(path: Path, columns: pd.Index, **options: Names) -> dict[str, list[str]]:
