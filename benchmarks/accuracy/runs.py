@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import json
 import logging
@@ -21,9 +22,7 @@ from typing import Any
 
 import pandas as pd
 from jsonargparse.typing import NonNegativeInt, PositiveInt
-from tabular_image import run as pipeline
 from tabular_image.data import Samples
-from tabular_image.data.images import in_memory, without
 from tabular_image.errors import InputError
 from tabular_image.options import Options
 from tqdm import tqdm
@@ -163,7 +162,7 @@ def complete(runs: Sequence[Run], results: Results, machine: Machine, needs: str
 
     missing = list({run.key: run for run in runs if not finished(run)}.values())
     failed: list[Run] = []
-    context = multiprocessing.get_context("spawn")
+    context = _context(machine)
     slots = context.Queue()
     for slot in range(machine.jobs):
         slots.put(slot)
@@ -218,6 +217,15 @@ def histories(runs: Sequence[Run], machine: Machine, name: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
+def _context(machine: Machine) -> Any:
+    """How workers start: on a CPU from a process that has imported the pipeline, which takes each of them seconds."""
+    if machine.gpus or "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")  # whose workers have nothing of CUDA before they know their GPU
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tabular_image.run"])
+    return context
+
+
 def _start_worker(slots: Any, gpus: int) -> None:
     """Give the worker its GPU, and let it not outlive a benchmark that is killed."""
     parent = multiprocessing.parent_process()
@@ -227,10 +235,13 @@ def _start_worker(slots: Any, gpus: int) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = str(slot % gpus) if gpus else ""
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    gc.freeze()  # Lightning collects garbage after every run: not among the modules
 
 
 def _carry_out(run: Run, machine: Machine) -> dict[str, Any] | None:
     """Train, in a worker; the figures of a finished run, or None with the reason in the log."""
+    from tabular_image import run as pipeline  # takes seconds, which the command itself need not wait
+
     folder = folder_of(run, machine)
     log_of(run, machine).parent.mkdir(parents=True, exist_ok=True)
     options = replace(
@@ -261,6 +272,9 @@ _READ: dict[str, Samples] = {}  # the data set that a worker read last
 
 def _samples(options: Options) -> Samples:
     """The data set; runs of one set follow one another, so a worker reads it once."""
+    from tabular_image import run as pipeline
+    from tabular_image.data.images import in_memory, without
+
     names = ("dataset", "data_root", "image_size", "skip_corrupt", *pipeline.SAMPLE_OPTIONS)
     which = repr([getattr(options, name) for name in names])
     if which not in _READ:
