@@ -1,3 +1,4 @@
+import gc
 import os
 
 import torch
@@ -14,6 +15,13 @@ from wrapped import build
 settings.register_profile("gaal", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("gaal")
 torch.set_num_threads(1)
+gc.disable()  # while modules are imported, which are no garbage
+
+
+def pytest_collection_finish() -> None:
+    """From here on garbage is looked for among what the tests make, and not among the modules again and again."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import io
 import json
 import multiprocessing
@@ -60,6 +61,7 @@ def kill_again_and_again(kills: int, folder: Path, seed: int = 0) -> Outcome:
         AssertionError: a kill cost a finished epoch, or a killed run ended in another way than an uninterrupted one.
     """
     torch.set_num_threads(1)  # a fork keeps no other thread
+    gc.freeze()  # nor does it look for garbage among the modules
     moments = random.Random(seed)
     whole, outcome = folder / "whole", Outcome(0, 0, Counter())
     started = time.monotonic()

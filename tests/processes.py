@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
+HEAVY = ("torch.distributed.fsdp", "tabular_image.run", "tabular_image.methods", "accelerate", "transformers.trainer")
 
 
 def run_in_group(count, function, *args):
@@ -28,12 +31,23 @@ def run_in_group(count, function, *args):
 
 @cache
 def _worker(rank):
-    # Kept, as starting a process and importing torch takes seconds and joining a group milliseconds; and of one rank
-    # for ever, as DTensor remembers by the mesh what its shards look like.
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    # Kept, as starting a process takes longer than joining a group; and of one rank for ever, as DTensor remembers by
+    # the mesh what its shards look like.
+    return ProcessPoolExecutor(1, _context())
+
+
+@cache
+def _context():
+    """Where it can be, processes are forked from one that has imported what takes seconds, and runs nothing."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch._dynamo", *(name for name in HEAVY if name in sys.modules)])
+    return context
 
 
 def _call(store, rank, count, function, args):
+    gc.freeze()  # so that the collection below visits what this call makes, and not the modules again
     torch.set_num_threads(1)
     torch.manual_seed(0)
     dist.init_process_group(

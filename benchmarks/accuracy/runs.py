@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import io
 import json
@@ -223,7 +224,7 @@ def complete(runs: Sequence[Run], results: Results, machine: Machine, needs: str
 
     missing = list({run.key: run for run in runs if not finished(run)}.values())
     failed: list[Run] = []
-    context = multiprocessing.get_context("spawn")
+    context = _context(machine)
     slots = context.Queue()
     for slot in range(machine.jobs):
         slots.put(slot)
@@ -283,6 +284,15 @@ def histories(runs: Sequence[Run], machine: Machine, name: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
+def _context(machine: Machine) -> Any:
+    """How workers start: on a CPU from a process that has imported the pipeline, which takes each of them seconds."""
+    if machine.gpus or "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")  # whose workers have nothing of CUDA before they know their GPU
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tabular_image.run"])
+    return context
+
+
 def _start_worker(slots: Any, gpus: int) -> None:
     """Give the worker its GPU, and let it not outlive a benchmark that is killed."""
     parent = multiprocessing.parent_process()
@@ -293,6 +303,7 @@ def _start_worker(slots: Any, gpus: int) -> None:
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     tqdm.set_lock(threading.RLock())  # its own is a semaphore, which Python complains of after a worker is killed
+    gc.freeze()  # Lightning collects garbage after every run: not among the modules
 
 
 def _carry_out(run: Run, machine: Machine) -> dict[str, Any] | None:

@@ -416,6 +416,13 @@ def test_table1_trains_what_is_missing_and_nothing_twice(small_set: Path, tmp_pa
     assert (tmp_path / "missing-small.png").stat().st_size > 10_000
 
 
+def children(process: int, command: str = "") -> list[int]:
+    found = subprocess.run(
+        ["pgrep", "--parent", str(process), "--full", command], capture_output=True, text=True, check=True
+    )
+    return [int(child) for child in found.stdout.split()]
+
+
 @pytest.mark.slow
 def test_a_killed_worker_loses_nothing_that_was_finished(small_set: Path, tmp_path: Path):
     options = {"rows": "[table, image, gaal]", "trials": 1}
@@ -427,9 +434,9 @@ def test_a_killed_worker_loses_nothing_that_was_finished(small_set: Path, tmp_pa
     while not path.exists() or len(path.read_text().splitlines()) < 2:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
-    workers = ["pgrep", "--parent", str(process.pid), "--full", "spawn_main"]
-    for worker in subprocess.run(workers, capture_output=True, text=True, check=True).stdout.split():
-        os.kill(int(worker), signal.SIGKILL)
+    (server,) = children(process.pid, "forkserver")
+    for worker in children(server):
+        os.kill(worker, signal.SIGKILL)
     _, error = process.communicate()
     assert process.returncode == 1
     assert "was killed" in error

@@ -93,10 +93,8 @@ def test_a_run_leaves_everything_in_its_folder(method, arguments, tmp_path, caps
 
 
 def test_the_epochs_of_all_stages_are_in_the_table_and_those_of_the_last_are_tested(arguments, tmp_path):
-    assert (
-        train.main(arguments(tmp_path, method="di_mml", **{"di_mml.encoder_epochs": 3, "di_mml.contrast_start": 0}))
-        == 0
-    )
+    options = {"method": "di_mml", "di_mml.encoder_epochs": 3, "di_mml.contrast_start": 0}
+    assert train.main(arguments(tmp_path, pictures="false", **options)) == 0
     epochs = metrics(tmp_path)
     assert epochs["epoch"].tolist() == list(range(5))
     assert epochs["val_accuracy"].notna().tolist() == [False] * 3 + [True] * 2
@@ -107,13 +105,13 @@ def test_the_epochs_of_all_stages_are_in_the_table_and_those_of_the_last_are_tes
 
 def test_the_written_config_repeats_the_run(arguments, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
-    assert train.main(arguments(first, **{"gaal.margin": 0.1, "gaal.relative": "true"})) == 0
+    assert train.main(arguments(first, pictures="false", **{"gaal.margin": 0.1, "gaal.relative": "true"})) == 0
     assert train.main(["--config", str(first / "config.yaml"), "--out", str(second)]) == 0
     assert_same_run(first, second)
 
 
 def test_the_lowest_loss_among_the_best_epochs_is_tested(arguments, tmp_path):
-    assert train.main(arguments(tmp_path, method="image", epochs=10)) == 0
+    assert train.main(arguments(tmp_path, method="image", epochs=10, pictures="false")) == 0
     epochs = metrics(tmp_path)
     best = epochs[epochs["val_accuracy"] == epochs["val_accuracy"].max()]
     chosen = best["val_loss"].idxmin()
@@ -175,10 +173,10 @@ def test_an_epoch_draws_the_same_whatever_happened_before():
 
 def test_a_run_without_a_checkpoint_resumes_from_the_beginning(arguments, tmp_path):
     whole, started = tmp_path / "whole", tmp_path / "started"
-    assert train.main(arguments(whole)) == 0
+    assert train.main(arguments(whole, pictures="false")) == 0
     started.mkdir()
     shutil.copy(whole / "config.yaml", started)
-    assert train.main(arguments(started, resume="true")) == 0
+    assert train.main(arguments(started, resume="true", pictures="false")) == 0
     assert_same_run(whole, started)
 
 
@@ -204,7 +202,7 @@ def test_a_run_folder_is_never_overwritten(arguments, tmp_path, capsys):
 
 def test_a_run_is_not_resumed_with_other_options(arguments, tmp_path, capsys):
     out = tmp_path / "run"
-    assert train.main(arguments(out)) == 0
+    assert train.main(arguments(out, pictures="false")) == 0
     assert train.main(["--out", str(out), "--resume", "true", "--gaal.margin", "0.5"]) == 2
     assert "--gaal.margin 0.0" in capsys.readouterr().err
     assert train.main(["--out", str(out), "--resume", "true", "--threads", "2"]) == 0
@@ -242,19 +240,19 @@ def test_a_picture_found_damaged_in_training_is_one_sentence_and_the_run_resumes
     arguments, table, from_files, tmp_path, capsys
 ):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert train.main(arguments(whole)) == 0
+    assert train.main(arguments(whole, pictures="false")) == 0
     row = pd.read_csv(whole / "predictions.csv")["line"][0] - 2  # met after the training
     picture = table.parent / f"{row}.png"
     content = picture.read_bytes()
     picture.write_bytes(content[:-30])
     capsys.readouterr()
     try:
-        assert train.main(arguments(stopped)) == 2
+        assert train.main(arguments(stopped, pictures="false")) == 2
         error = capsys.readouterr().err
         assert error.startswith(f"error: table.csv, line {row + 2}: cannot read image {picture} (")
         assert error.count("\n") == 1
         skipped = tmp_path / "skipped"
-        assert train.main(arguments(skipped, skip_corrupt="true")) == 0
+        assert train.main(arguments(skipped, skip_corrupt="true", pictures="false")) == 0
     finally:
         picture.write_bytes(content)
     assert (pd.read_csv(skipped / "predictions.csv")["line"].tolist()) == pd.read_csv(whole / "predictions.csv")[

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 from tabular_image.methods import METHODS, SETTINGS
@@ -10,11 +12,12 @@ from toy import CLASSES, batches, build, equal_states, fit, toy_data
 from gaal_surgery import fuse_logits
 
 IMAGE_ALONE_AT_TEST_TIME = ("image", "kd", "mfh", "fmr", "mmcl", "charms", "gaal_star")
+EARLIER_STAGES = {"pretraining_epochs", "encoder_epochs", "teacher_epochs", "pair_epochs"}
 
 
 @pytest.fixture(scope="module", params=METHODS)
 def trained(request):
-    """A method after all its stages."""
+    """A method after all its stages; tests only look at it."""
     return fit(build(request.param, epochs=2)).eval()
 
 
@@ -26,17 +29,16 @@ def test_all_stages_train_and_all_predictions_are_finite(trained):
         assert logits.isfinite().all()
 
 
-@pytest.mark.parametrize("name", IMAGE_ALONE_AT_TEST_TIME)
-def test_methods_that_miss_the_table_never_look_at_it(name):
-    method = fit(build(name, epochs=2)).eval()
+@pytest.mark.parametrize("trained", IMAGE_ALONE_AT_TEST_TIME, indirect=True)
+def test_methods_that_miss_the_table_never_look_at_it(trained):
     batch = batches()[0]
-    logits = method(batch)
-    assert list(method.predictions(logits)) == ["image"]
+    logits = trained(batch)
+    assert list(trained.predictions(logits)) == ["image"]
     shuffled = batch | {"table": batch["table"].flip(0)}
     zeroed = batch | {"table": torch.zeros_like(batch["table"])}
     absent = {"image": batch["image"]}
     for other in (shuffled, zeroed, absent):
-        assert torch.equal(method(other)["image"], logits["image"])
+        assert torch.equal(trained(other)["image"], logits["image"])
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -55,9 +57,11 @@ def test_a_method_is_registered_with_its_own_options(name):
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize(("schedule", "rate"), [("none", 1.0), ("step", 0.01), ("cosine", 0.5)])
 def test_schedules_step_once_an_epoch(name, schedule, rate):
-    method = build(name, schedule=schedule, step_size=1, epochs=4, learning_rate=1e-3)
+    earlier = {field.name: 3 for field in fields(SETTINGS[name]) if field.name in EARLIER_STAGES}
+    method = build(name, settings=earlier, schedule=schedule, step_size=1, epochs=4, learning_rate=1e-3)
     stages = method.stages()
     before = sum(stage.epochs for stage in stages[:-1])
+    assert before == 3 * (len(stages) - 1)
     fit(method, epochs=before + 2)
     assert stages[-1].epochs == 4
     assert method.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * rate)
