@@ -347,7 +347,7 @@ def test_a_second_benchmark_at_one_place_is_refused_until_the_first_is_dead(tmp_
             (results, "elsewhere", "--results"),
             (tmp_path / "other.csv", "runs", "--machine.folder"),
         ):
-            options = {"sets": "[digits]", "results": path, "machine.folder": tmp_path / place}
+            options = {"sets": "[digits]", "rows": "[table]", "results": path, "machine.folder": tmp_path / place}
             refused = execute("table1.py", "digits", tmp_path, **options)
             assert refused.returncode == 1
             assert f"another benchmark is at work on {path if option == '--results' else folder};" in refused.stderr
