@@ -503,6 +503,7 @@ def test_ctrl_c_says_how_to_go_on(small_set: Path, tmp_path: Path):
     process = subprocess.Popen(
         command("table1.py", small_set, tmp_path, rows="[table, image, gaal]", trials=1, **{"machine.jobs": 2}),
         stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )  # fmt: skip
     path = tmp_path / "runs.csv"
     while not path.exists():
