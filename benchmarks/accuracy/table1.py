@@ -3,8 +3,8 @@
 Every method gets the same splits, encoders, epochs and number of hyper-parameter trials, and is judged at the epoch
 with the best validation accuracy. The trials are chosen by validation accuracy on the rows of seed 0; the chosen
 options are then run for every seed. Prints a table for each set and writes it as CSV and Markdown; the single runs are
-in the results file. A finished run is never repeated on the same data, so an interrupted benchmark goes on where
-it stopped. Of a YAML file the data, the networks and the epochs count; the command tells what the protocol overrides.
+in the results file. A run that was finished is never repeated on the same data, so an interrupted benchmark goes on
+where it stopped. The command tells which settings of a YAML file the protocol overrides.
 """
 
 from __future__ import annotations

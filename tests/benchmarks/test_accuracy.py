@@ -347,7 +347,7 @@ def test_a_second_benchmark_at_one_place_is_refused_until_the_first_is_dead(tmp_
             (results, "elsewhere", "--results"),
             (tmp_path / "other.csv", "runs", "--machine.folder"),
         ):
-            options = {"sets": "[digits]", "results": path, "machine.folder": tmp_path / place}
+            options = {"sets": "[digits]", "rows": "[table]", "results": path, "machine.folder": tmp_path / place}
             refused = execute("table1.py", "digits", tmp_path, **options)
             assert refused.returncode == 1
             assert f"another benchmark is at work on {path if option == '--results' else folder};" in refused.stderr
@@ -510,6 +510,7 @@ def test_ctrl_c_says_how_to_go_on(small_set: Path, tmp_path: Path):
     process = subprocess.Popen(
         command("table1.py", small_set, tmp_path, rows="[table, image, gaal]", trials=1, **{"machine.jobs": 2}),
         stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )  # fmt: skip
     path = tmp_path / "runs.csv"
     while not path.exists():
