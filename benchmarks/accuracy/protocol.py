@@ -14,7 +14,7 @@ import numpy as np
 import optuna
 import pandas as pd
 from runs import Results, Run
-from tabular_image.command_line import parse
+from tabular_image.command_line import as_written
 from tabular_image.data import DATASETS
 from tabular_image.errors import InputError
 from tabular_image.methods import SETTINGS
@@ -153,7 +153,7 @@ def from_yaml(path: str, *arguments: str) -> Options:
     try:
         Path(path).read_text(encoding="utf-8")  # its errors name what is wrong, the parser's do not
         with contextlib.redirect_stderr(told):
-            return parse(["--config", path, *arguments])
+            return as_written(["--config", path, *arguments])
     except OSError as error:
         raise SystemExit(f"error: {path}: {error.strerror}; name a YAML file with options of train.py") from error
     except UnicodeDecodeError as error:

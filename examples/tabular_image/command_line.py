@@ -24,19 +24,27 @@ _FOLDER = "TABULAR_IMAGE_RUN"  # environment: where the first process tells thos
 _RESTORE = "restore it, or start a new run with another --out"
 
 
+def as_written(arguments: Sequence[str]) -> Options:
+    """Options from the command line and its files, and nothing else.
+
+    Raises:
+        InputError: A file or an option cannot be used, or there is no such method or data set.
+    """
+    return _options(_parse(_parser(), arguments))
+
+
 def parse(arguments: Sequence[str]) -> Options:
-    """Options from the command line; those of a run that is resumed are its own.
+    """Options of the run that a command line asks for: in a run folder, and its own where it is resumed.
 
     Raises:
         InputError: There is no such method or data set, or the options are not those of the run to resume.
     """
-    parser = _parser()
-    options = _in_folder(_options(_parse(parser, arguments)))
+    options = _in_folder(as_written(arguments))
     stored = options.folder / "config.yaml"
     if not (options.resume and stored.is_file()):
         return options
-    before = _options(_from_file(parser, str(stored), _RESTORE))
-    resumed = replace(_options(_parse(parser, ["--config", str(stored), *arguments])), out=options.out)
+    before = _options(_from_file(_parser(), str(stored), _RESTORE))
+    resumed = replace(as_written(["--config", str(stored), *arguments]), out=options.out)
     old, new = before.configuration(), resumed.configuration()
     for name in old.keys() | new.keys():
         if old.get(name) != new.get(name):
