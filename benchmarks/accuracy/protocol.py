@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
@@ -149,20 +147,10 @@ def from_yaml(path: str, *arguments: str) -> Options:
     Raises:
         SystemExit: the file cannot be read or used.
     """
-    told = io.StringIO()
     try:
-        Path(path).read_text(encoding="utf-8")  # its errors name what is wrong, the parser's do not
-        with contextlib.redirect_stderr(told):
-            return as_written(["--config", path, *arguments])
-    except OSError as error:
-        raise SystemExit(f"error: {path}: {error.strerror}; name a YAML file with options of train.py") from error
-    except UnicodeDecodeError as error:
-        raise SystemExit(f"error: {path} is no text; name a YAML file with options of train.py") from error
+        return as_written(["--config", path, *arguments])
     except InputError as error:
         raise SystemExit(f"error: {path}: {error}") from error
-    except SystemExit as error:  # the parser has printed its usage and then what is wrong
-        reason = " ".join(told.getvalue().partition("error: ")[2].split())
-        raise SystemExit(f"error: {path}: {reason}; correct the options in the file") from error
 
 
 def known_rows(names: Sequence[str] | None) -> list[str]:
