@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -364,15 +366,17 @@ def test_a_pipe_gets_a_line_an_epoch_and_no_bar(arguments, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_terminal_gets_one_bar(arguments, tmp_path):
+    ours, its = pty.openpty()
+    termios.tcsetwinsize(its, (24, 100))
     words = [sys.executable, str(SCRIPT), *arguments(tmp_path / "run", epochs=3)]
-    pieces = []
-
-    def read(descriptor):
-        pieces.append(os.read(descriptor, 4096))
-        return pieces[-1]
-
-    assert os.waitstatus_to_exitcode(pty.spawn(words, read, lambda descriptor: b"")) == 0
-    printed = b"".join(pieces).decode()
+    process = subprocess.Popen(words, env=ENVIRONMENT, stdin=its, stdout=its, stderr=its)
+    os.close(its)
+    printed = ""
+    with contextlib.suppress(OSError):  # the terminal is closed
+        while piece := os.read(ours, 4096):
+            printed += piece.decode(errors="replace")
+    os.close(ours)
+    assert process.wait() == 0
     assert re.search(r"\rEpoch 2: .*it/s", printed)
     assert "Validation" not in printed
     assert "epoch 0/2" not in printed
