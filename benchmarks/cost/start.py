@@ -23,6 +23,7 @@ from jsonargparse import auto_cli
 from jsonargparse.typing import PositiveInt
 from PIL import Image
 from tabular_image.data import load
+from tabular_image.data.identity import fingerprinted, identity
 from tabular_image.data.module import TabularImageData
 
 PIPELINE = Path(__file__).resolve().parents[2] / "examples" / "tabular_image"
@@ -71,6 +72,9 @@ def begin(path: Path, image_size: int, workers: int, batches: int) -> None:
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     samples = load("csv", path=path, image_column="picture", target_column="kind")
     start = time.perf_counter()
+    samples = fingerprinted(samples, workers)
+    identity(samples)
+    known = time.perf_counter() - start
     data = TabularImageData(samples, image_size=image_size, workers=workers)
     loaded = iter(data.train_dataloader())
     next(loaded)
@@ -81,7 +85,7 @@ def begin(path: Path, image_size: int, workers: int, batches: int) -> None:
     del loaded
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held
     where = "from files" if data.workers else "in memory"
-    print(f"{image_size:>4} px, {where:<10}{seconds:>8.1f} s{peak // 1024:>8} MiB more", end="")
+    print(f"{image_size:>4} px, {where:<10}{known:>8.1f} s identity{seconds:>8.1f} s{peak // 1024:>8} MiB more", end="")
     print(f"{resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024:>8} MiB a worker" if data.workers else "")
 
 

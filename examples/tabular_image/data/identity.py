@@ -16,6 +16,7 @@ import pandas as pd
 from .samples import Samples
 
 WHOLE = 65_536  # bytes; of a longer picture the first, middle and last third of so many are read
+_PART = 256  # rows that a thread reads in one go
 _NONE = "0" * 16  # the fingerprint of what cannot be read
 _ABSENT = b"\xff" * 8  # keeps the place of a picture that a row lacks; no file is so long
 
@@ -127,8 +128,10 @@ def fingerprinted(samples: Samples, threads: int = 2) -> Samples:
     if isinstance(samples.images, np.ndarray):
         numbers = [_number(np.ascontiguousarray(image).data) for image in samples.images]
     else:
+        # A task for each row would cost as much as reading its file.
+        parts = [samples.images[start : start + _PART] for start in range(0, len(samples), _PART)]
         with ThreadPoolExecutor(max(1, threads)) as pool:
-            numbers = list(pool.map(_of_files, samples.images, chunksize=256))
+            numbers = [number for part in pool.map(lambda rows: [*map(_of_files, rows)], parts) for number in part]
     return replace(samples, fingerprints=np.array(numbers, dtype=np.uint64))
 
 
