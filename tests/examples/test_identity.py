@@ -15,11 +15,12 @@ from tabular_image.data import load
 from tabular_image.data.identity import Identity, identity
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A table of 40 pictures and an interrupted run on it."""
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a table of 40 pictures, and an interrupted run on it."""
     random = np.random.default_rng(0)
-    data = tmp_path / "data"
+    folder = tmp_path_factory.mktemp("begun")
+    data = folder / "data"
     data.mkdir()
     for row in range(40):
         Image.fromarray(random.integers(0, 255, (8, 8), dtype=np.uint8)).save(data / f"{row}.png")
@@ -28,19 +29,22 @@ def folder(tmp_path: Path) -> Path:
     frame["weight"] = random.normal(9, 3, 40).round(3)
     frame["colour"] = random.choice(["red", "blue"], 40)
     frame.to_csv(data / "own.csv", index=False)
-    assert run(data, "--epochs", "1") == 0
-    (tmp_path / "run" / "results.json").unlink()
-    return data
-
-
-def run(data: Path, *more: str) -> int:
     words = ["--dataset", "csv", "--path", str(data / "own.csv"), "--image_column", "photo", "--target_column", "kind"]
-    words += ["--image_size", "8", "--accelerator", "cpu", "--threads", "1", "--pictures", "false"]
-    return train.main([*words, "--out", str(data.parent / "run"), *more])
+    words += ["--image_size", "8", "--accelerator", "cpu", "--threads", "1", "--pictures", "false", "--epochs", "1"]
+    assert train.main([*words, "--out", str(folder / "run")]) == 0
+    (folder / "run" / "results.json").unlink()
+    return folder
+
+
+@pytest.fixture
+def folder(begun: Path, tmp_path: Path) -> Path:
+    """The folder of the data, in a copy."""
+    shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "data"
 
 
 def resume(data: Path, *more: str) -> int:
-    return train.main(["--out", str(data.parent / "run"), "--resume", "true", *more])
+    return train.main(["--out", str(data.parent / "run"), "--resume", "true", "--path", str(data / "own.csv"), *more])
 
 
 def change(data: Path, how: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
