@@ -24,7 +24,8 @@ class MLA(Method):
 
         k = P r,    P <- P - k k^T / (beta + r^T k),    beta = 0.1^(1 + b / N) in batch b of N of an epoch.
 
-    The bias is not projected, and P never starts anew. The released code divides by a matrix where rule and dimensions
+    The bias is not projected, and P never starts anew. With `projection` "code" a turn absorbs its own features before
+    its step; the first turn of all absorbs nothing. The released code divides by a matrix where rule and dimensions
     want the scalar r^T k; that is not offered.
 
     G P leaves the head's answer to absorbed features alone, in a step of plain sgd. Adam and AdamW divide each entry of
@@ -68,7 +69,7 @@ class MLA(Method):
             losses[modality] = loss = F.cross_entropy(self.head(features), batch["target"])
             optimizer.zero_grad()
             self.manual_backward(loss)
-            if projection == "code":
+            if projection == "code" and self.global_step:
                 self.absorb(features, beta)
             if projection != "none":
                 self.project()
