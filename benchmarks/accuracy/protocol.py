@@ -71,6 +71,7 @@ ROWS: dict[str, Row] = {
     "maximum": Row("maximum", paper="MF"),
     "daft": Row("daft", paper="DAFT"),
     "tip": Row("tip", paper="TIP", stages={"pretraining_epochs": 1}),
+    "tip-frozen": Row("tip", settings={"encoder": "frozen"}, stages={"pretraining_epochs": 1}),
     "ogm_ge": Row("ogm_ge", paper="OGM", searched={"alpha": (0.1, 0.3, 0.8)}),
     "mmpareto": Row("mmpareto", paper="MMPareto", searched={"gamma": (1.0, 1.5)}),
     "mla": Row("mla", paper="MLA"),
@@ -91,6 +92,7 @@ ROWS: dict[str, Row] = {
     ),
     "fmr": Row("fmr", _MISSING, paper="FMR"),
     "mmcl": Row("mmcl", _MISSING, paper="MMCL", stages={"pretraining_epochs": 2}),
+    "mmcl-frozen": Row("mmcl", _MISSING, settings={"encoder": "frozen"}, stages={"pretraining_epochs": 2}),
     "charms": Row("charms", _MISSING, paper="CHARMS"),
     "gaal_star": Row("gaal_star", _MISSING, paper="GAAL*", searched=_GAAL),
 }

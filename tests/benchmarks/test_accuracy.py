@@ -91,6 +91,14 @@ def test_every_method_has_a_row_and_every_row_a_method():
     assert {row.method for row in ROWS.values()} == set(METHODS)
 
 
+@pytest.mark.parametrize("method", ["tip", "mmcl"])
+def test_pretrained_encoders_are_fine_tuned_and_probed(method: str):
+    options = data_set("leaves100-texture").options
+    settings = {name: row_options(options, row).settings for name, row in ROWS.items() if row.method == method}
+    assert {name: own.encoder for name, own in settings.items()} == {method: "trainable", f"{method}-frozen": "frozen"}
+    assert len({(own.pretraining_epochs, own.temperature, own.corruption) for own in settings.values()}) == 1
+
+
 def test_the_papers_figures_belong_to_rows():
     figures = paper_figures()
     assert set(figures["row"]) == {row.paper for row in ROWS.values() if row.paper}
@@ -192,12 +200,13 @@ def test_the_committed_results_have_todays_options_and_are_found(tmp_path: Path)
         method = configuration["method"]
         today = Options(method=method, settings=SETTINGS[method]()).configuration()
         assert configuration.keys() == today.keys() | {"data"}
-    turns = {"alternating", "gaal", "gaal-dualfloor", "gaal-update", "gaal_star"}  # trained image first
+    older = {"alternating", "gaal", "gaal-dualfloor", "gaal-update", "gaal_star"}  # trained image first
+    older |= {"tip", "tip-frozen", "mmcl", "mmcl-frozen"}  # trained with other defaults
     names = ["leaves100-texture", "fashion", "houses"]
     nowhere = Machine(data_root=str(tmp_path))
     with begun(names, str(RESULTS / "runs.csv"), str(tmp_path), nowhere, [], train=False) as (sets, finished):
         for which in sets:
-            for row in ROWS.keys() - turns:
+            for row in ROWS.keys() - older:
                 assert all(run in finished for run in Search(which, row, trials=3).runs)
 
 

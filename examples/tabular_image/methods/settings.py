@@ -47,12 +47,12 @@ class DAFTSettings:
 class TIPSettings:
     """Size, pretraining and what follows it."""
 
-    width: PositiveInt = 32
+    width: PositiveInt = 128
     """Features of a token; a multiple of heads. The paper has 512."""
     blocks: PositiveInt = 1
     """Blocks of the table transformer, and of the multimodal one. The paper has 4 each."""
-    heads: PositiveInt = 2
-    """Attention heads. The paper has 8."""
+    heads: PositiveInt = 8
+    """Attention heads, as many as in the paper."""
     pretraining_epochs: PositiveInt = 20
     """Epochs of pretraining, before those of --epochs."""
     encoder: Literal["frozen", "trainable"] = "trainable"
@@ -246,8 +246,8 @@ class MMCLSettings:
 
     pretraining_epochs: PositiveInt = 60
     """Epochs of pretraining, before those of --epochs."""
-    encoder: Literal["frozen", "trainable"] = "frozen"
-    """What becomes of the pretrained image encoder: a linear probe on it, or fine-tuning."""
+    encoder: Literal["frozen", "trainable"] = "trainable"
+    """What becomes of the pretrained image encoder: a linear probe on it (the released default), or fine-tuning."""
     corruption: ClosedUnitInterval = 0.3
     """Share of the cells of a table row that are redrawn from their columns in pretraining."""
     crop: Fraction = 0.08
