@@ -199,9 +199,10 @@ def test_the_committed_results_have_todays_options_and_are_found(tmp_path: Path)
     for configuration in map(json.loads, stored["configuration"]):
         method = configuration["method"]
         today = Options(method=method, settings=SETTINGS[method]()).configuration()
-        assert configuration.keys() == today.keys() | {"data"}
+        renamed = {"charms.interval"} if method == "charms" else set()
+        assert configuration.keys() - renamed == today.keys() - {"charms.pairings"} | {"data"}
     older = {"alternating", "gaal", "gaal-dualfloor", "gaal-update", "gaal_star"}  # trained image first
-    older |= {"tip", "tip-frozen", "mmcl", "mmcl-frozen"}  # trained with other defaults
+    older |= {"tip", "tip-frozen", "mmcl", "mmcl-frozen", "charms"}  # trained with other defaults
     names = ["leaves100-texture", "fashion", "houses"]
     nowhere = Machine(data_root=str(tmp_path))
     with begun(names, str(RESULTS / "runs.csv"), str(tmp_path), nowhere, [], train=False) as (sets, finished):

@@ -268,8 +268,10 @@ class CHARMSSettings:
     """Weight of the squared error of the numeric columns, their mean."""
     categorical_weight: NonNegativeFloat = 0.03
     """Weight of the cross-entropy of the categorical columns, their mean."""
-    interval: PositiveInt = 5
-    """Epochs between two pairings; before the first one, all channels predict all columns."""
+    pairings: PositiveInt = 3
+    """Pairings in a training, spread evenly over its epochs; a short training has fewer, one of two epochs or more has
+    at least one. Before the first pairing, all channels predict all columns. The released code pairs every fifth epoch:
+    three times in 20 epochs."""
     clusters: PositiveInt = 40
     """Groups of channels, at most."""
     rows: PositiveInt = 512
