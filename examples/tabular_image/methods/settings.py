@@ -141,8 +141,8 @@ class ReconBoostSettings:
     """How much less a sample counts where the other modality is right already (w_2); as label_weight, it is the pure
     boosting residual."""
     divide_by_classes: bool = False
-    """Divide the loss of the own phase by the number of classes, as the released code does: smaller steps of sgd, next
-    to nothing under adam and adamw."""
+    """Divide the loss of the own phase by the number of classes C, as the released code does. A step of sgd is then C
+    times as short; adam and adamw hardly notice."""
     memory: NonNegativeFloat = 0.0
     """A variant: weight of the squared distance between the modality's probabilities and the other's. The released
     code has it with weight 0.5 and detaches both sides, so that it has no gradient there; here it has."""
