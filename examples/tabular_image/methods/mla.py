@@ -32,7 +32,9 @@ class MLA(Method):
     it by its own size: under them the step only leans that way, and the size of P (`unit_norm`) is inert.
 
     Reports image, table, and fused = sum_m w_m z_m with w_m proportional to exp(-H_m), H_m the entropy of softmax(z_m),
-    or with fixed weights.
+    or with fixed weights. The entropies are the paper's gate, fixed weights the default of the released code. The gate
+    changes no step of the training, and the benchmark searches it: on its sets fixed weights were right on 0.2 to 1.8
+    points more of the rows.
 
     Attributes:
         P: (width, width), symmetric, its eigenvalues in [0, 1] without `unit_norm`.
