@@ -37,7 +37,7 @@ class TIP(Method):
     (seeds 0 and 1).
 
     A token has 128 features and 8 heads by default, the paper's 512 and 8. Attention among the 64 columns of leaves100
-    makes TIP the slowest method: 128 features take 4.5 times as long as 32, and 256 features 13 times as long.
+    makes TIP the slowest method: 128 features take about 5 times as long as 32, and 256 features about 13 times.
 
     Reports fused. Image and table cells are empty: CLS_M has seen both (the ensemble of the code is not implemented).
     """
