@@ -60,36 +60,73 @@ class Row:
         return self.method if self.block == "one modality" else "fused" if self.block == "fused" else "image"
 
 
-_GAAL = {"image_fraction": (0.25, 0.5, 1.0), "table_fraction": (0.25, 0.5, 1.0)}
+# Every method searches two settings of three values each, where it has as many: the defaults and what lies around them
+# in papers and released code. Concatenation, alternation and the single modalities have none that act on training. The
+# default comes first: the draws of `Search` then try all values of such a pair in three trials.
+_GAAL = {"image_fraction": (0.5, 0.25, 1.0), "table_fraction": (0.5, 0.25, 1.0)}
+_PRETRAINED = {"corruption": (0.3, 0.1, 0.5), "temperature": (0.1, 0.05, 0.2)}
 _MISSING: Block = "image alone at test time"
 ROWS: dict[str, Row] = {
     "image": Row("image", "one modality", paper="ResNet50"),
     "table": Row("table", "one modality", paper="MLP"),
     "concatenation": Row("concatenation", paper="CF"),
-    "maximum": Row("maximum", paper="MF"),
-    "daft": Row("daft", paper="DAFT"),
-    "tip": Row("tip", paper="TIP", stages={"pretraining_epochs": 1}),
-    "ogm_ge": Row("ogm_ge", paper="OGM", searched={"alpha": (0.1, 0.3, 0.8)}),
-    "mmpareto": Row("mmpareto", paper="MMPareto", searched={"gamma": (1.0, 1.5)}),
-    "mla": Row("mla", paper="MLA"),
-    "di_mml": Row("di_mml", paper="DI-MML"),
-    "reconboost": Row("reconboost", paper="ReconBoost", stages={"pretraining_epochs": 0.5}),
-    "lfm": Row("lfm", paper="LFM"),
+    "maximum": Row("maximum", paper="MF", searched={"projection": ("linear", "identity")}),
+    "daft": Row("daft", paper="DAFT", searched={"reduction": (7, 2, 14)}),
+    "tip": Row("tip", paper="TIP", searched=_PRETRAINED, stages={"pretraining_epochs": 1}),
+    "tip-frozen": Row("tip", settings={"encoder": "frozen"}, searched=_PRETRAINED, stages={"pretraining_epochs": 1}),
+    "ogm_ge": Row("ogm_ge", paper="OGM", searched={"alpha": (0.8, 0.1, 0.3), "share": (0.5, 0.25, 1.0)}),
+    "mmpareto": Row(
+        "mmpareto", paper="MMPareto", searched={"rescale": ("tensor", "encoder"), "gamma": (1.5, 1.0, 2.0)}
+    ),
+    "mla": Row("mla", paper="MLA", searched={"gate": ("entropy", "fixed"), "image_weight": (0.55, 0.4, 0.7)}),
+    "di_mml": Row(
+        "di_mml",
+        paper="DI-MML",
+        searched={"temperature": (10.0, 20.0, 50.0), "confidence_temperature": (1.0, 0.3, 3.0)},
+    ),
+    "reconboost": Row(
+        "reconboost",
+        paper="ReconBoost",
+        searched={"label_weight": (4.0, 5.0, 8.0), "residual_weight": (1.0, 2.0, 4.0)},
+        stages={"pretraining_epochs": 0.5},
+    ),
+    "lfm": Row("lfm", paper="LFM", searched={"alpha": (None, 0.3, 0.5, 0.7, 0.9)}),
     "alternating": Row("alternating"),
     "gaal": Row("gaal", paper="GAAL", searched=_GAAL),
     "gaal-dualfloor": Row("gaal", settings={"rule": "dualfloor"}, searched=_GAAL),
     "gaal-update": Row("gaal", settings={"align": "update"}, searched=_GAAL),
-    "kd": Row("kd", _MISSING, paper="KD", stages={"teacher_epochs": 1}),
+    "kd": Row(
+        "kd",
+        _MISSING,
+        paper="KD",
+        searched={"temperature": (4.0, 1.0, 2.0), "weight": (0.5, 0.25, 0.75)},
+        stages={"teacher_epochs": 1},
+    ),
     "mfh": Row(
         "mfh",
         _MISSING,
         paper="MFH",
-        searched={"removed": (0.25, 0.5, 0.75)},
+        searched={"removed": (0.75, 0.25, 0.5), "teacher_dropout": (0.5, 0.0, 0.25)},
         stages={"pair_epochs": 0.5, "teacher_epochs": 1},
     ),
-    "fmr": Row("fmr", _MISSING, paper="FMR"),
-    "mmcl": Row("mmcl", _MISSING, paper="MMCL", stages={"pretraining_epochs": 2}),
-    "charms": Row("charms", _MISSING, paper="CHARMS"),
+    "fmr": Row(
+        "fmr", _MISSING, paper="FMR", searched={"knockdown": (1 / 3, 1 / 6, 1 / 2), "reconstruction": (0.1, 0.01, 1.0)}
+    ),
+    "mmcl": Row("mmcl", _MISSING, paper="MMCL", searched=_PRETRAINED, stages={"pretraining_epochs": 2}),
+    "mmcl-frozen": Row(
+        "mmcl",
+        _MISSING,
+        settings={"encoder": "frozen"},
+        searched=_PRETRAINED,
+        stages={"pretraining_epochs": 2},
+    ),
+    # A table of one kind of columns has one of the two weights.
+    "charms": Row(
+        "charms",
+        _MISSING,
+        paper="CHARMS",
+        searched={"numeric_weight": (0.03, 0.3, 1.0), "categorical_weight": (0.03, 0.3, 1.0)},
+    ),
     "gaal_star": Row("gaal_star", _MISSING, paper="GAAL*", searched=_GAAL),
 }
 REFERENCE = {"fused": "gaal", _MISSING: "gaal_star"}

@@ -27,10 +27,18 @@ class CHARMS(Method):
 
         L = CE(f(u), y) + 0.6 CE(g(x_T), y) + 0.03 mean_num MSE(h_i(a_i * u), x_i) + 0.03 mean_cat CE(h_i(a_i * u), x_i)
 
-    Every five epochs `pair_channels` sets a from training rows: a column keeps the groups of channels that similarities
-    between rows match its own best. f is two linear layers without a nonlinearity, as in the repository. g shares
-    nothing with the image: it learns the columns' tokens that the pairing compares. The repository pairs on the
-    validation rows, all of them; training rows keep the validation clean, and 512 bound the cost.
+    Between epochs `pair_channels` sets a from training rows: a column keeps the groups of channels that similarities
+    between rows match its own best. The repository pairs every five epochs. Here `pairings` divide the training evenly,
+    so that a short training pairs too.
+
+    f is two linear layers without a nonlinearity, as in the repository. g shares nothing with the image: it learns the
+    columns' tokens that the pairing compares. The tokens are those that leave g's last block, as in the repository. The
+    repository patches `rtdl`, where CLS is the last token, to return all tokens but the last. In
+    `rtdl_revisiting_models` CLS is the first token, and the last block attends for CLS alone. For the pairing the last
+    block attends for every column.
+
+    The repository pairs on the validation rows, all of them; training rows keep the validation clean, and 512 bound the
+    cost.
 
     Reports the image, f; fused and table cells are empty, since no table is there at test time.
 
@@ -73,8 +81,8 @@ class CHARMS(Method):
         return {"image": self.head(self.encoders["image"](batch["image"]))}
 
     def on_train_epoch_start(self) -> None:
-        """Pair channels and columns anew, every `interval` epochs."""
-        if self.stage_epoch and self.stage_epoch % self.settings.interval == 0:
+        """Pair channels and columns anew where it is time."""
+        if self.stage_epoch in pairing_epochs(self.stage.epochs, self.settings.pairings):
             self.eval()
             self.pair(self.trainer.datamodule.train_dataloader())
         super().on_train_epoch_start()
@@ -102,10 +110,15 @@ class CHARMS(Method):
         return numbers if self.numbers else None, torch.stack(codes, dim=1) if codes else None
 
     def tokens(self, table: Tensor) -> Tensor:
-        """The table model's embedding (B, columns, 8) of each column, before its blocks."""
-        model = self.table_model
-        embeddings = zip((model.cont_embeddings, model.cat_embeddings), self.columns(table), strict=True)
-        return torch.cat([embed(values) for embed, values in embeddings if embed is not None], dim=1)
+        """The table model's token (B, columns, 8) of each column, after its blocks."""
+        left: list[Tensor] = []
+        last = self.table_model.backbone.blocks[-1]
+        with (
+            last["attention"].register_forward_pre_hook(lambda module, inputs: (inputs[1], inputs[1])),  # all ask
+            last["output"].register_forward_hook(lambda module, inputs, tokens: left.append(tokens)),
+        ):
+            self.table_model(*self.columns(table))
+        return left[0][:, 1:]  # the first one is CLS
 
     def attributes(self, features: Tensor) -> Tensor:
         """What the heads predict (B, D) from features (B, width), each from its own channels."""
@@ -140,6 +153,11 @@ class CHARMS(Method):
         losses = self.losses(batch)
         self.descend(self.total(losses))
         self.log_losses(losses, batch)
+
+
+def pairing_epochs(epochs: int, pairings: int) -> set[int]:
+    """The epochs, from 0, that so many pairings of a training of so many epochs come before; never the first."""
+    return {-(-epochs * number // (pairings + 1)) for number in range(1, pairings + 1)} - {epochs}
 
 
 def pair_channels(tokens: np.ndarray, maps: np.ndarray, clusters: int) -> np.ndarray:

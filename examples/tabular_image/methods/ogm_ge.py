@@ -21,9 +21,9 @@ class OGMGE(Concatenation):
         s_m = sum_i softmax(z_m)_{i, y_i},    rho_I = s_I / s_T,    rho_T = s_T / s_I,
         k_m = 1 - tanh(alpha rho_m) if rho_m > 1, else 1,
 
-    a gradient g of encoder m becomes k_m g + xi, xi ~ N(0, sigma^2), sigma = std(g) + 1e-8 of that tensor before k_m.
-    The head is left alone. Which tensors of an encoder are modulated is BalanceBenchmark's rule by default, since that
-    of the released code spares an MLP.
+    a gradient g of encoder m becomes k_m g + xi, xi ~ N(0, sigma^2), sigma = std(g) + 1e-8 of that tensor before k_m,
+    with the unbiased std. The head is left alone. Which tensors of an encoder are modulated is BalanceBenchmark's rule
+    by default, since that of the released code spares an MLP.
 
     Adam and AdamW divide a gradient by its own size: under them a steady k_m does nothing, only its changes and the
     noise are felt. Use `--optimizer sgd`, as the authors do, to see the restraint.
@@ -56,7 +56,8 @@ class OGMGE(Concatenation):
                 gradient = parameter.grad
                 if gradient is None or not self.modulated(parameter):
                     continue
-                deviation = gradient.std(correction=0) + 1e-8  # of a tensor with one entry too
+                # Unbiased, as in the released code; a tensor of one entry has no unbiased deviation.
+                deviation = gradient.std(correction=min(1, gradient.numel() - 1)) + 1e-8
                 gradient.mul_(factor)
                 if self.settings.enhance:
                     gradient.add_(torch.randn_like(gradient) * deviation)

@@ -27,6 +27,11 @@ class ReconBoost(Method):
         L = mean_i (w_1 - w_2 q_i) CE_i(z_m),   q_i = sg softmax(eta z_other)_{y_i}
 
     and then all parts and eta have E_2 epochs for CE(F). In the first phase the other encoder is frozen, in eval mode.
+    The stage holds whole rounds: epochs that make no round lengthen the last joint phase, so that the stage always ends
+    with all parts. A stage shorter than a round is one joint phase.
+
+    L is C times the loss of the released code, which averages over the classes too: a step of sgd in a modality's own
+    phase is C times as long. `divide_by_classes` takes the released loss.
 
     Reports fused (F), image (z_I) and table (z_T); the authors' unimodal figures are linear probes instead.
     """
@@ -50,9 +55,15 @@ class ReconBoost(Method):
         """The modality whose own phase the epoch belongs to; None in the joint phase and in pretraining."""
         if self.stage.name == "pretraining":
             return None
-        turn_epochs, joint_epochs = self.settings.turn_epochs, self.settings.joint_epochs
-        number, epoch = divmod(self.stage_epoch, turn_epochs + joint_epochs)
-        return self.modalities[number % 2] if epoch < turn_epochs else None
+        number, epoch = self.place
+        return self.modalities[number % 2] if epoch < self.settings.turn_epochs else None
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The round, and the epoch in the round, both from 0; -1 is the round of a stage that holds no whole one."""
+        length = self.settings.turn_epochs + self.settings.joint_epochs
+        number = min(self.stage_epoch // length, self.stage.epochs // length - 1)
+        return number, self.stage_epoch - number * length
 
     def other(self, modality: str) -> str:
         """The modality that is not this one."""
@@ -63,10 +74,9 @@ class ReconBoost(Method):
         super().on_train_epoch_start()
         if self.turn is not None:
             self.encoders[self.other(self.turn)].eval().requires_grad_(False)
-        if self.settings.fresh_optimizer and self.stage.name == "boosting":
-            turn_epochs, joint_epochs = self.settings.turn_epochs, self.settings.joint_epochs
-            if self.stage_epoch % (turn_epochs + joint_epochs) in (0, turn_epochs):
-                self.optimizer.state.clear()
+        begins = self.stage.name == "boosting" and self.place[1] in (0, self.settings.turn_epochs)
+        if self.settings.fresh_optimizer and begins:
+            self.optimizer.state.clear()
 
     def forward(self, batch: Batch) -> Logits:
         """Logits (B, C) under "fused", "image" and "table"."""

@@ -47,12 +47,12 @@ class DAFTSettings:
 class TIPSettings:
     """Size, pretraining and what follows it."""
 
-    width: PositiveInt = 32
+    width: PositiveInt = 128
     """Features of a token; a multiple of heads. The paper has 512."""
     blocks: PositiveInt = 1
     """Blocks of the table transformer, and of the multimodal one. The paper has 4 each."""
-    heads: PositiveInt = 2
-    """Attention heads. The paper has 8."""
+    heads: PositiveInt = 8
+    """Attention heads, as many as in the paper."""
     pretraining_epochs: PositiveInt = 20
     """Epochs of pretraining, before those of --epochs."""
     encoder: Literal["frozen", "trainable"] = "trainable"
@@ -141,8 +141,8 @@ class ReconBoostSettings:
     """How much less a sample counts where the other modality is right already (w_2); as label_weight, it is the pure
     boosting residual."""
     divide_by_classes: bool = False
-    """Divide the loss of the own phase by the number of classes, as the released code does: smaller steps of sgd, next
-    to nothing under adam and adamw."""
+    """Divide the loss of the own phase by the number of classes C, as the released code does. A step of sgd is then C
+    times as short; adam and adamw hardly notice."""
     memory: NonNegativeFloat = 0.0
     """A variant: weight of the squared distance between the modality's probabilities and the other's. The released
     code has it with weight 0.5 and detaches both sides, so that it has no gradient there; here it has."""
@@ -246,8 +246,8 @@ class MMCLSettings:
 
     pretraining_epochs: PositiveInt = 60
     """Epochs of pretraining, before those of --epochs."""
-    encoder: Literal["frozen", "trainable"] = "frozen"
-    """What becomes of the pretrained image encoder: a linear probe on it, or fine-tuning."""
+    encoder: Literal["frozen", "trainable"] = "trainable"
+    """What becomes of the pretrained image encoder: a linear probe on it (the released default), or fine-tuning."""
     corruption: ClosedUnitInterval = 0.3
     """Share of the cells of a table row that are redrawn from their columns in pretraining."""
     crop: Fraction = 0.08
@@ -268,8 +268,10 @@ class CHARMSSettings:
     """Weight of the squared error of the numeric columns, their mean."""
     categorical_weight: NonNegativeFloat = 0.03
     """Weight of the cross-entropy of the categorical columns, their mean."""
-    interval: PositiveInt = 5
-    """Epochs between two pairings; before the first one, all channels predict all columns."""
+    pairings: PositiveInt = 3
+    """Pairings in a training, spread evenly over its epochs; a short training has fewer, one of two epochs or more has
+    at least one. Before the first pairing, all channels predict all columns. The released code pairs every fifth epoch:
+    three times in 20 epochs."""
     clusters: PositiveInt = 40
     """Groups of channels, at most."""
     rows: PositiveInt = 512

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from tabular_image.data.module import TabularImageData
-from tabular_image.methods.charms import CHARMS, pair_channels, similarity_cost, transport_plan
+from tabular_image.methods.charms import CHARMS, pair_channels, pairing_epochs, similarity_cost, transport_plan
 from tabular_image.methods.unimodal import Unimodal
 from torch import nn
 from toy import batches, build, equal_states, fit, samples, toy_data
@@ -48,7 +50,7 @@ def one_kind(kind):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_without_the_losses_of_the_table_it_is_the_image_baseline_step_for_step(optimizer):
-    method = build("charms", settings=ALONE | {"interval": 1}, optimizer=optimizer, epochs=3)
+    method = build("charms", settings=ALONE | {"pairings": 2}, optimizer=optimizer, epochs=3)
     baseline = build(TwoLayers, optimizer=optimizer, epochs=3)
     baseline.head.load_state_dict(method.head.state_dict())
     fit(method)
@@ -104,8 +106,26 @@ def test_a_step_is_that_of_the_four_losses():
             torch.testing.assert_close(dict(method.named_parameters())[name].grad, parameter.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_channels_are_paired_every_interval_and_start_free():
-    notes = fit(build(Watched, settings={"interval": 2}, epochs=5)).notes
+@given(st.integers(2, 500), st.integers(1, 20))
+def test_pairings_divide_a_training_and_none_of_two_epochs_has_none(epochs, pairings):
+    places = sorted(pairing_epochs(epochs, pairings))
+    assert 1 <= len(places) <= pairings
+    assert 0 < places[0] <= places[-1] < epochs
+    lengths = np.diff([0, *places, epochs])
+    assert lengths.max() - lengths.min() <= 1 or len(places) < pairings
+    if pairings < epochs:
+        assert len(places) == pairings
+
+
+def test_the_default_pairs_every_fifth_epoch_of_twenty_and_on_a_short_set_too():
+    pairings = build("charms").settings.pairings
+    assert pairing_epochs(20, pairings) == {5, 10, 15}  # as in the released code
+    assert pairing_epochs(5, pairings) == {2, 3, 4}
+    assert pairing_epochs(1, pairings) == set()
+
+
+def test_channels_are_paired_at_their_epochs_and_start_free():
+    notes = fit(build(Watched, settings={"pairings": 2}, epochs=5)).notes
     assert notes[0].all()
     assert notes[1].all()
     assert not notes[2].all()
@@ -171,15 +191,53 @@ def test_a_channel_that_shows_a_column_is_paired_with_it():
     assert (paired == np.tile(np.eye(columns, dtype=bool), copies)).all()
 
 
+def silence(blocks):
+    """Make the blocks of a table model pass every token on."""
+    for block in blocks:
+        for layer in (block["attention"].W_out, block["ffn"].linear2):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+
+def test_tokens_are_those_of_the_columns_after_the_blocks():
+    method = build("charms").double().eval()
+    model, table = method.table_model, toy_data().train_table[:6].double()
+    columns = method.columns(table)
+    changed = table.clone()
+    changed[:, 1] += 1
+    with torch.no_grad():
+        tokens, moved = method.tokens(table), method.tokens(changed)
+        assert tokens.shape == (6, 5, 8)
+        assert (moved != tokens).any(2).all()  # a block mixes all columns
+        silence(model.backbone.blocks)
+        embedded = [model.cont_embeddings(columns[0]), model.cat_embeddings(columns[1])]
+        torch.testing.assert_close(method.tokens(table), torch.cat(embedded, dim=1))
+        moved = (method.tokens(changed) != method.tokens(table)).any(2)
+    assert moved.tolist() == [[False, True, False, False, False]] * 6
+
+
+def test_every_column_attends_in_the_last_block():
+    method = build("charms").double().eval()
+    table = toy_data().train_table[:6].double()
+    longer = copy.deepcopy(method.table_model)
+    longer.backbone.blocks.append(copy.deepcopy(longer.backbone.blocks[-1]))
+    silence(longer.backbone.blocks[2:])
+    notes = []
+    longer.backbone.blocks[1]["output"].register_forward_hook(lambda module, inputs, output: notes.append(output))
+    logits = longer(*method.columns(table))
+    torch.testing.assert_close(method.tokens(table), notes[0][:, 1:])
+    torch.testing.assert_close(method.table_model(*method.columns(table)), logits)  # no hook is left
+
+
 def test_a_method_pairs_the_channels_that_show_its_columns():
     data = one_kind("categorical")
     method = build("charms", data).eval()
     table = data.train_table
     shown = torch.arange(256) % 3
     maps = (table[:, shown] + 0.05 * torch.randn(len(table), 256))[:, :, None, None].expand(-1, -1, 2, 2)
-    tokens = method.table_model.cont_embeddings
     with torch.no_grad():
-        tokens.bias.zero_()
+        method.table_model.cont_embeddings.bias.zero_()
+        silence(method.table_model.backbone.blocks)
         paired = pair_channels(method.tokens(table).numpy(), maps.numpy(), clusters=3)
     assert (paired == (shown == torch.arange(3)[:, None]).numpy()).all()
 
@@ -196,7 +254,7 @@ def test_equal_and_dead_channels_make_fewer_groups():
 @pytest.mark.parametrize("kind", ["numeric", "categorical"])
 def test_a_table_may_have_columns_of_one_kind_alone(kind):
     data = one_kind(kind)
-    method = fit(build("charms", data, settings={"interval": 1}, epochs=2), data)
+    method = fit(build("charms", data, settings={"pairings": 1}, epochs=2), data)
     assert len(method.channels) == len(data.table_columns)
     assert not method.channels.all()
 

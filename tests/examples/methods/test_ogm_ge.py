@@ -105,6 +105,24 @@ def test_noise_has_the_deviation_of_the_unscaled_gradient_in_both_encoders():
     assert sum(gradient.numel() > 2000 and gradient.dim() > 1 for gradient in method.before.values()) >= 4
 
 
+def test_the_deviation_of_the_noise_is_unbiased(monkeypatch):
+    method = build("ogm_ge", settings={"alpha": 0.3}).double()
+    for parameter in method.encoders.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    method.encoders["table"].single = torch.nn.Parameter(torch.ones(1, 1))
+    method.encoders["table"].single.grad = torch.full((1, 1), 2.0)
+    before = [parameter.grad.clone() for parameter in method.encoders["table"].parameters()]
+    even = torch.zeros(4, 3, dtype=torch.double)  # nobody leads
+    monkeypatch.setattr(torch, "randn_like", torch.ones_like)
+    method.modulate({"image": even, "table": even}, torch.zeros(4, dtype=torch.long))
+    for parameter, gradient in zip(method.encoders["table"].parameters(), before, strict=True):
+        noise = parameter.grad - gradient
+        if gradient.numel() == 1:
+            assert noise.item() == pytest.approx(1e-8, abs=1e-6)
+        elif gradient.dim() > 1:
+            assert noise.mean().item() == pytest.approx(gradient.std().item(), rel=1e-6)
+
+
 class Silent(OGMGE):
     """Counts its modulations, and leaves the gradients alone."""
 

@@ -54,21 +54,39 @@ def moved(before, after):
 def test_a_turn_leaves_the_other_modality_and_its_optimizer_state_bit_identical(optimizer):
     settings = {"pretraining_epochs": 1, "turn_epochs": 1, "joint_epochs": 1}
     # A constant rate: the cosine ends in steps that are too small for a weight near 1 to notice.
-    method = fit(build(Watched, settings=settings, epochs=5, optimizer=optimizer, weight_decay=0.1, schedule="none"))
+    method = fit(build(Watched, settings=settings, epochs=6, optimizer=optimizer, weight_decay=0.1, schedule="none"))
     phases = [
         (turn, moved(before, after))
         for (_, turn, before), (*_, after) in zip(method.notes[1:], method.notes[2:], strict=False)
     ]
     image, table, everything = {"image", "head"}, {"table", "head"}, set(PARTS)
     joint = (None, everything)
-    assert phases == [("image", image), joint, ("table", table), joint, ("image", image)]
-    assert [stage for stage, *_ in method.notes] == ["pretraining", *["boosting"] * 5, None]
+    assert phases == [("image", image), joint, ("table", table), joint, ("image", image), joint]
+    assert [stage for stage, *_ in method.notes] == ["pretraining", *["boosting"] * 6, None]
 
 
-def test_phases_have_their_lengths():
-    settings = {"pretraining_epochs": 1, "turn_epochs": 2, "joint_epochs": 3}
-    method = fit(build(Watched, settings=settings, epochs=7))
-    assert [turn for _, turn, _ in method.notes[1:-1]] == ["image", "image", None, None, None, "table", "table"]
+@pytest.mark.parametrize(
+    ("turn_epochs", "joint_epochs", "epochs", "phases"),
+    [
+        (2, 1, 6, "IIJTTJ"),
+        (1, 2, 7, "IJJTJJJ"),
+        (1, 1, 5, "IJTJJ"),  # fashion in the benchmarks
+        (2, 3, 4, "JJJJ"),  # no whole round
+    ],
+)
+def test_a_stage_holds_whole_rounds_and_ends_with_all_parts(turn_epochs, joint_epochs, epochs, phases):
+    settings = {"pretraining_epochs": 1, "turn_epochs": turn_epochs, "joint_epochs": joint_epochs}
+    method = fit(build(Watched, settings=settings, epochs=epochs))
+    turns = [turn for _, turn, _ in method.notes[1:-1]]
+    assert "".join({"image": "I", "table": "T", None: "J"}[turn] for turn in turns) == phases
+    assert method.stages()[-1].epochs == epochs  # the schedule's length too
+
+
+def test_an_optimizer_keeps_its_memory_in_a_joint_phase_that_is_longer():
+    settings = {"pretraining_epochs": 1, "turn_epochs": 1, "joint_epochs": 1, "fresh_optimizer": True}
+    method = fit(build("reconboost", settings=settings, epochs=5))
+    weight = next(method.encoders["image"].parameters())
+    assert method.optimizer.state[weight]["step"] == 2 * len(batches())
 
 
 def test_pretraining_is_plain_training_of_both_modalities():

@@ -150,6 +150,12 @@ def test_pretraining_trains_everything_but_the_classifier():
     assert {name.split(".")[0] for name in still} == {"head", "calibrated"}
 
 
+def test_its_size_is_comparable_with_that_of_the_other_methods():
+    method = build("tip")
+    assert method.settings.width >= method.width // 2  # features of every other encoder
+    assert method.settings.heads == 8
+
+
 def test_a_width_that_heads_do_not_divide_is_refused():
     with pytest.raises(InputError, match="multiple"):
         build("tip", settings={"width": 9, "heads": 2})
