@@ -226,12 +226,12 @@ def test_the_committed_results_have_todays_options_and_are_found(tmp_path: Path)
         renamed = {"charms.interval"} if method == "charms" else set()
         assert configuration.keys() - renamed == today.keys() - {"charms.pairings"} | {"data"}
     older = {"alternating", "gaal", "gaal-dualfloor", "gaal-update", "gaal_star"}  # trained image first
-    older |= {"tip", "tip-frozen", "mmcl", "charms"}  # trained with other defaults
+    older |= {"tip", "tip-frozen", "mmcl", "charms", "ogm_ge"}  # trained with other defaults, or by other code
     names = ["leaves100-texture", "fashion", "houses"]
     nowhere = Machine(data_root=str(tmp_path))
     with begun(names, str(RESULTS / "runs.csv"), str(tmp_path), nowhere, [], train=False) as (sets, finished):
         for which in sets:
-            for row in ROWS.keys() - older:
+            for row in ROWS.keys() - older - ({"reconboost"} if which.name == "fashion" else set()):
                 runs = Search(which, row, trials=3).runs
                 # What is searched has grown: only the defaults were tried before.
                 assert all(run in finished for run in (runs[:1] if ROWS[row].searched else runs))
