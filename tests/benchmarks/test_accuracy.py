@@ -562,10 +562,10 @@ def test_ctrl_c_says_how_to_go_on(small_set: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"sets": "[gone.yaml]"}, "gone.yaml: No such file or directory; name a YAML file"),
-        ({"sets": "[folder.yaml]"}, "folder.yaml: Is a directory; name a YAML file"),
-        ({"sets": "[binary.yaml]"}, "binary.yaml is no text; name a YAML file"),
-        ({"sets": "[unknown.yaml]"}, "unknown.yaml: Option 'colour' is not accepted; correct"),
+        ({"sets": "[gone.yaml]"}, "cannot use the options in gone.yaml ("),
+        ({"sets": "[folder.yaml]"}, "cannot use the options in folder.yaml ("),
+        ({"sets": "[binary.yaml]"}, "cannot use the options in binary.yaml ("),
+        ({"sets": "[unknown.yaml]"}, "unknown.yaml (Option 'colour' is not accepted); give"),
         ({"results": "folder.yaml"}, "folder.yaml cannot be read (Is a directory); give another --results"),
         ({"results": "file/runs.csv"}, "cannot be written"),
         ({"out": "file/tables"}, "file/tables cannot be a folder (Not a directory); give another --out"),
