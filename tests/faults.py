@@ -33,6 +33,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from tabular_image import run as _pipeline  # noqa: F401 - imported once, so that a life is training
 from tabular_image import train
 
 EPOCHS = 8
