@@ -18,13 +18,17 @@ import missing
 import numpy as np
 import pandas as pd
 import pytest
+import ranks
 import table1
-from comparison import compare, corrected_paired_test
+from comparison import compare, corrected_interval, corrected_paired_test, detectable_difference
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from protocol import RECIPES, ROWS, SETS, DataSet, Search, data_set, paper_figures, repeated, row_options
 from runs import COLUMNS, Machine, Results, Run, complete, figures_of, opened
-from scipy.stats import ttest_rel
+from scipy.stats import ttest_1samp, ttest_rel
 from sets import OWN, RESULTS, begun, home
+from statsmodels.stats.power import TTestPower
 from study import Study
 from tabular_image.methods import METHODS, SETTINGS
 from tabular_image.options import Options
@@ -49,6 +53,39 @@ def test_shared_rows_make_differences_less_certain():
 @pytest.mark.parametrize(("differences", "p"), [([0.0, 0.0, 0.0], 1.0), ([0.5, 0.5, 0.5], 0.0)])
 def test_differences_without_spread(differences: list[float], p: float):
     assert corrected_paired_test(np.array(differences), 0.1) == p
+
+
+def test_without_shared_rows_the_interval_is_that_of_the_paired_t_test():
+    differences = np.random.default_rng(0).normal(size=6)
+    expected = ttest_1samp(differences, 0).confidence_interval()
+    assert corrected_interval(differences, 0.0) == pytest.approx((expected.low, expected.high))
+
+
+@given(st.lists(st.integers(-50, 50), min_size=2, max_size=10).filter(lambda values: len(set(values)) > 1))
+def test_the_interval_ends_where_the_test_would_be_at_its_level(values: list[int]):
+    differences = np.array(values) / 1000
+    low, high = corrected_interval(differences, 0.15)
+    assert low < differences.mean() < high
+    assert [corrected_paired_test(differences - end, 0.15) for end in (low, high)] == pytest.approx([0.05, 0.05])
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 10, 50])
+def test_without_shared_rows_the_power_is_that_of_the_t_test(n: int):
+    expected = TTestPower().solve_power(nobs=n, alpha=0.05, power=0.8)
+    assert detectable_difference(0.02, n, 0.0) == pytest.approx(0.02 * expected, rel=1e-5)
+
+
+def test_shared_rows_hide_larger_differences():
+    found = [detectable_difference(0.02, 5, share) for share in (0.0, 0.15, 0.5)]
+    assert found == sorted(found)
+    assert found[2] / found[0] == pytest.approx(np.sqrt((0.2 + 0.5) / 0.2))
+    assert np.isnan(detectable_difference(np.nan, 1, 0.15))
+
+
+def test_a_single_run_has_no_interval():
+    table = compare(lines(gaal=[0.9], mla=[0.8]), dict.fromkeys(["gaal", "mla"], "fused"), "gaal")
+    assert table.loc["mla", "difference"] == pytest.approx(-0.1)
+    assert table.loc["mla", ["low", "high", "p", "detectable"]].isna().all()
 
 
 def lines(**accuracies: list[float]) -> pd.DataFrame:
@@ -82,6 +119,84 @@ def test_only_seeds_that_both_have_are_paired():
     table = compare(lines(gaal=[0.5, 0.7, 0.6], few=[0.4, 0.8]), dict.fromkeys(["gaal", "few"], "fused"), "gaal")
     assert table.loc["few", "runs"] == 2
     assert table.loc["few", "difference"] == pytest.approx(0.0)
+
+
+def full_lines(**accuracies: list[float]) -> pd.DataFrame:
+    """Lines as a results file has them: the balanced accuracy is a tenth below, and a little less for each seed."""
+    runs = lines(**accuracies).reindex(columns=list(dict.fromkeys((*COLUMNS, "train_rows", "test_rows"))))
+    runs["balanced_accuracy"] = runs["fused"] - 0.1 - runs["seed"] / 1000
+    return runs.astype({name: float for name in runs if name not in ("row", "set", "configuration")})
+
+
+def test_the_balanced_accuracy_is_compared_too():
+    runs = full_lines(gaal=[0.90, 0.92, 0.91], mla=[0.80, 0.83, 0.81], lfm=[0.5, 0.6, 0.5])
+    runs.loc[runs["row"] == "mla", "balanced_accuracy"] += 0.2
+    summary = table1.summarise(runs)
+    assert summary["balanced"].round(4).to_dict() == {"gaal": 0.809, "mla": 0.9123, "lfm": 0.4323}
+    assert summary.loc["mla", "balanced_difference"] == pytest.approx(summary.loc["mla", "difference"] + 0.2)
+    assert summary.loc["mla", "balanced_high"] == pytest.approx(summary.loc["mla", "high"] + 0.2)
+    assert (summary["balanced_low"].dropna() < summary["balanced_difference"].dropna()).all()
+    assert summary.drop("gaal")["balanced_p_holm"].between(0, 1).all()
+
+
+def test_the_table_for_people_has_intervals_and_what_it_could_have_shown():
+    summary = table1.summarise(full_lines(gaal=[0.900, 0.921, 0.91], mla=[0.80, 0.82, 0.81], lfm=[0.5, 0.6, 0.5]))
+    text = table1.markdown(summary)
+    header, _, first, second, third = [line for line in text.splitlines() if line.startswith("|")]
+    columns = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (header, first, second, third)]
+    assert columns[0] == ["row", "rank", "accuracy", "balanced", "minus gaal [95%]", "p (Holm)"]
+    assert columns[1] == ["gaal", "1", "0.9103 ± 0.0105", "0.8093", "-", "-"]
+    low, high = summary.loc["mla", ["low", "high"]]
+    assert columns[2][4:] == [f"-0.1003 [{low:+.4f}, {high:+.4f}]", "<0.001"]
+    assert f"difference of {summary['detectable'].median():.3f} from gaal would have been found" in text
+
+
+# Ranks over sets
+
+
+@pytest.mark.parametrize(("rows", "value"), [(2, 1.960), (3, 2.343), (5, 2.728), (10, 3.164)])
+def test_the_critical_difference_is_that_of_demsars_table(rows: int, value: float):
+    sets = 6
+    expected = value * np.sqrt(rows * (rows + 1) / (6 * sets))
+    assert ranks.critical_difference(rows, sets) == pytest.approx(expected, rel=1e-3)
+
+
+def test_rows_are_ranked_on_every_set_that_all_have(capsys: pytest.CaptureFixture[str]):
+    first = pd.DataFrame({"accuracy": [0.9, 0.8, 0.7, 0.6], "balanced": [0.1, 0.2, 0.3, 0.4]}, index=list("abcd"))
+    second = pd.DataFrame({"accuracy": [0.5, 0.5, 0.4], "balanced": [0.5, 0.6, 0.7]}, index=list("bac"))
+    table = ranks.ranks({"one": first, "two": second})
+    assert capsys.readouterr().out == "careful: not every set has d; they are left out\n"
+    by_accuracy = table[table["measure"] == "accuracy"]
+    assert by_accuracy["row"].tolist() == ["a", "b", "c"]
+    assert by_accuracy["rank"].tolist() == [1.25, 1.75, 3]
+    assert by_accuracy["two"].tolist() == [1.5, 1.5, 3]
+    assert table.loc[table["measure"] == "balanced", "row"].tolist() == ["c", "a", "b"]
+    with pytest.raises(SystemExit, match="the table of two has no fused row d; it has b, a, c"):
+        ranks.ranks({"one": first, "two": second}, ["a", "b", "d"])
+
+
+@given(st.lists(st.floats(1, 20), min_size=1, max_size=20).map(sorted), st.floats(0, 20))
+def test_bars_join_the_rows_that_do_not_differ_and_no_others(mean_ranks: list[float], critical: float):
+    bars = ranks.cliques(mean_ranks, critical)
+    places = range(len(mean_ranks))
+    joined = {(i, j) for first, last in bars for i in range(first, last + 1) for j in range(i + 1, last + 1)}
+    assert joined == {(i, j) for i in places for j in places if i < j and mean_ranks[j] - mean_ranks[i] <= critical}
+    assert all(not (a <= c and d <= b) for a, b in bars for c, d in bars if (a, b) != (c, d))
+
+
+@pytest.mark.slow
+def test_ranks_of_the_tables_of_two_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, accuracies in (("one", [0.9, 0.8, 0.7]), ("two", [0.6, 0.5, 0.7])):
+        table = {"row": ["gaal", "mla", "lfm"], "block": "fused", "accuracy": accuracies, "balanced": accuracies}
+        pd.DataFrame(table).to_csv(tmp_path / f"table1-{name}.csv", index=False)
+    words = ["ranks.py", "--sets", "[one, mine/two.yaml]", "--tables", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    runpy.run_path(str(ACCURACY / "ranks.py"), run_name="__main__")
+    assert pd.read_csv(tmp_path / "ranks.csv")["rank"].tolist() == [1.5, 2, 2.5] * 2
+    assert (tmp_path / "ranks.png").stat().st_size > 10_000
+    monkeypatch.setattr(sys, "argv", [*words[:2], "[one, three]", *words[3:]])
+    with pytest.raises(SystemExit, match=r"table1-three.csv does not exist; run table1.py"):
+        runpy.run_path(str(ACCURACY / "ranks.py"), run_name="__main__")
 
 
 # Protocol
@@ -258,7 +373,7 @@ def test_figures_that_are_not_defined_stay_empty(tmp_path: Path):
         assert summary.loc["gaal", "accuracy"] == 0.5
         assert summary.loc["mla", ["runs", "accuracy", "p"]].fillna(-1).tolist() == [0, -1, -1]
         line = next(line for line in table1.markdown(summary).splitlines() if "| mla" in line)
-        assert [cell.strip() for cell in line.split("|")][3:5] == ["-", "- ± -"]
+        assert [cell.strip() for cell in line.split("|")][2:4] == ["-", "- ± -"]
         assert "nan" not in table1.markdown(summary)
         assert missing.summarise(table)["with_table"].isna().tolist() == [False, True]
     assert ",,," in results.path.read_text().splitlines()[1]
