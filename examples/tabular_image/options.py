@@ -69,8 +69,9 @@ class Options:
 
     method: str = "gaal"
     """What to train; the groups below list the methods that have options of their own."""
-    image_encoder: Literal["small", "resnet18", "resnet50"] = "small"
-    """Image encoder; the table encoder is an MLP of the same width."""
+    image_encoder: Literal["small", "features", "resnet18", "resnet50"] = "small"
+    """Image encoder; the table encoder is an MLP of the same width. features is an MLP on histograms of gradients and
+    colours, which are computed once: good where pictures are few."""
     pretrained: bool = False
     """Start a ResNet from ImageNet weights."""
     fusion: Literal["mean", "product", "calibrated"] = "mean"

@@ -173,6 +173,7 @@ def build_data(options: Options, samples: Samples) -> TabularImageData:
         seed=options.seed,
         workers=options.workers,
         skip_corrupt=options.skip_corrupt,
+        features=options.image_encoder == "features",
     )
     if data.samples.note:
         say(data.samples.note)

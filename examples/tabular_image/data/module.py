@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ..errors import ImageError, InputError
+from .features import standardised, with_features
 from .images import in_memory, normalise, pixels, random_affine, unidentified_images, without
 from .leaks import leaks
 from .samples import Samples
@@ -51,6 +52,8 @@ class TabularImageData(L.LightningDataModule):
         skip_corrupt: Drop rows whose image is missing or unreadable, and list them in `skipped`. What is found at the
             start is in no split; what is found later is missing in its batches.
         cache: Most bytes of pixels to keep in memory.
+        features: Hand out fixed features of the pictures in place of the pictures, see `data.features`: `"image"` is
+            float (B, F, 1, 1), standardised on the training rows, and never augmented.
 
     Attributes:
         samples: The data set, without skipped rows.
@@ -60,7 +63,7 @@ class TabularImageData(L.LightningDataModule):
         table_width: D.
         table_columns: Where each raw column stands in the encoded table.
         train_table: Float (N, D), the encoded training rows.
-        channels: 1 for grey images, else 3.
+        channels: 1 for grey images, 3 for colour, F for features.
         class_counts: Long tensor (C,), training rows of each class.
         split_sizes: Rows of "train", "val" and "test".
         splits: Their positions in `samples`.
@@ -86,6 +89,7 @@ class TabularImageData(L.LightningDataModule):
         workers: int = 2,
         skip_corrupt: bool = False,
         cache: int = 2**30,
+        features: bool = False,
     ) -> None:
         super().__init__()
         if len(samples) == 0:
@@ -93,7 +97,9 @@ class TabularImageData(L.LightningDataModule):
         self.batch_size = batch_size
         self.image_size = image_size or samples.image_size
         self.channels = 1 if samples.grey else 3
-        if len(samples) * self.channels * self.image_size**2 <= cache:
+        if features:
+            samples, problems, workers = with_features(samples, self.image_size, skip=skip_corrupt), {}, 0
+        elif len(samples) * self.channels * self.image_size**2 <= cache:
             samples, problems = in_memory(samples, self.image_size, workers)
             workers = 0  # nothing is left for them to do
         else:
@@ -107,6 +113,9 @@ class TabularImageData(L.LightningDataModule):
         self.workers = workers
         self.splits = split_rows(samples, validation=validation, test=test, folds=folds, fold=fold, seed=seed)
         self.split_sizes = {name: len(rows) for name, rows in self.splits.items()}
+        self._features = standardised(samples.features, self.splits["train"])[..., None, None] if features else None
+        if self._features is not None:
+            self.channels = self._features.shape[1]
         encoded = encode_table(samples, self.splits["train"])
         self.table_columns = encoded.columns
         self.warnings = [*encoded.problems, *leaks(samples, self.splits)]
@@ -141,7 +150,9 @@ class TabularImageData(L.LightningDataModule):
 
     def _dataset(self, split: str) -> RowDataset:
         skipped = self.skipped if self.skip_corrupt else None
-        return RowDataset(self.samples, self.table, self.target, self.splits[split], self.image_size, skipped)
+        return RowDataset(
+            self.samples, self.table, self.target, self.splits[split], self.image_size, skipped, self._features
+        )
 
     def _loader(self, dataset: RowDataset, **options: Any) -> DataLoader[Batch]:
         return LazyLoader(
@@ -173,6 +184,7 @@ class RowDataset(Dataset[Loaded]):
         rows: np.ndarray,
         image_size: int,
         skipped: list[str] | None = None,
+        features: Tensor | None = None,
     ) -> None:
         self.samples = samples
         self.table = table
@@ -180,6 +192,7 @@ class RowDataset(Dataset[Loaded]):
         self.rows = rows
         self.image_size = image_size
         self.skipped = skipped
+        self.features = features
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -187,13 +200,9 @@ class RowDataset(Dataset[Loaded]):
     def __getitems__(self, indices: Sequence[int | tuple[int, Tensor]]) -> Loaded:
         draws = [index[1] for index in indices if isinstance(index, tuple)]
         rows = self.rows[[index[0] if isinstance(index, tuple) else index for index in indices]]
-        grey = self.samples.grey
-        squares, problems = pixels(self.samples, rows, self.image_size)
-        images = squares.float() / 255
-        if draws:
-            images = random_affine(images, torch.stack(draws), mirror=not grey)
+        images, problems = self._images(rows, draws) if self.features is None else (self.features[rows], {})
         batch = {
-            "image": normalise(images, grey),
+            "image": images,
             "table": self.table[rows],
             "target": self.target[rows],
             "row": torch.from_numpy(rows),
@@ -202,6 +211,15 @@ class RowDataset(Dataset[Loaded]):
             readable = np.delete(np.arange(len(rows)), list(problems))
             batch = {name: values[readable] for name, values in batch.items()}
         return batch, {int(rows[place]): problem for place, problem in problems.items()}
+
+    def _images(self, rows: np.ndarray, draws: Sequence[Tensor]) -> tuple[Tensor, dict[int, str]]:
+        """Normalised pictures (B, channels, S, S), and what to tell of those that cannot be read, by place."""
+        grey = self.samples.grey
+        squares, problems = pixels(self.samples, rows, self.image_size)
+        images = squares.float() / 255
+        if draws:
+            images = random_affine(images, torch.stack(draws), mirror=not grey)
+        return normalise(images, grey), problems
 
     def tell(self, problems: dict[int, str]) -> None:
         """Lists and prints what is new among the problems of a batch, by row.

@@ -34,6 +34,7 @@ class Samples:
         grey: The images have one channel.
         image_size: Side in pixels that suits the images, where the user names none.
         note: What the reader decided by itself, for the user to check.
+        features: Fixed features of each row's picture, float32 (N, F), see `features.with_features`; None before.
         fingerprints: A number for each row's pictures, uint64 (N,), see `identity.fingerprinted`; None before.
     """
 
@@ -51,6 +52,7 @@ class Samples:
     grey: bool = False
     image_size: int = 64
     note: str = ""
+    features: np.ndarray | None = None
     fingerprints: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -75,5 +77,6 @@ class Samples:
             ids=self.ids.iloc[rows].reset_index(drop=True),
             split=pick(self.split),
             groups=pick(self.groups),
+            features=None if self.features is None else self.features[rows],
             fingerprints=None if self.fingerprints is None else self.fingerprints[rows],
         )

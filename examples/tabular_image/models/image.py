@@ -11,7 +11,7 @@ from torchvision import models
 
 from ..errors import InputError
 
-IMAGE_ENCODERS = ("small", "resnet18", "resnet50")
+IMAGE_ENCODERS = ("small", "features", "resnet18", "resnet50")
 
 
 class ImageEncoder(nn.Module):
@@ -61,6 +61,33 @@ class SmallCNN(nn.Module):
         return maps
 
 
+class FeatureMLP(nn.Module):
+    """One hidden layer on fixed features of a picture, (B, features, 1, 1) to (B, 256, 1, 1): maps of one position.
+
+    Dropout is strong, as there are more features than pictures in small data sets.
+    """
+
+    width = 256
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Flatten(),
+            nn.Dropout(0.5),
+            nn.Linear(features, self.width),
+            nn.BatchNorm1d(self.width),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.Linear(self.width, self.width),
+            nn.Unflatten(1, (self.width, 1, 1)),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps (B, 256, 1, 1)."""
+        maps: Tensor = self.layers(features)
+        return maps
+
+
 def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
@@ -73,19 +100,20 @@ def image_encoder(name: str, channels: int, pretrained: bool = False) -> ImageEn
     """An encoder from (B, channels, S, S) to (B, width).
 
     Args:
-        name: "small", "resnet18" or "resnet50".
-        channels: 1 or 3.
+        name: "small", "features", "resnet18" or "resnet50".
+        channels: 1 or 3; for "features", how many there are.
         pretrained: Start from ImageNet weights (ResNets only; downloaded once by torchvision).
 
     Raises:
-        InputError: An unknown name, no weights for the small encoder, or a failed download.
+        InputError: An unknown name, no weights for the encoder, or a failed download.
     """
     if name not in IMAGE_ENCODERS:
         raise InputError(f"there is no image encoder {name!r}; choose one of {', '.join(IMAGE_ENCODERS)}")
-    if name == "small":
+    if name in ("small", "features"):
         if pretrained:
-            raise InputError("the image encoder 'small' has no ImageNet weights; choose resnet18 or resnet50")
-        return ImageEncoder(SmallCNN(channels), SmallCNN.width)
+            raise InputError(f"the image encoder {name!r} has no ImageNet weights; choose resnet18 or resnet50")
+        network = SmallCNN if name == "small" else FeatureMLP
+        return ImageEncoder(network(channels), network.width)
     try:
         resnet = models.get_model(name, weights="IMAGENET1K_V1" if pretrained else None)
     except (URLError, OSError, RuntimeError) as error:  # RuntimeError: the checksum of a broken download
