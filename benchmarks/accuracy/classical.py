@@ -32,8 +32,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from tabular_image.data import Samples
-from tabular_image.data.features import picture_features
-from tabular_image.data.images import in_memory
+from tabular_image.data.features import with_features
 from tabular_image.data.module import TabularImageData
 from tabular_image.files import writing
 from tabular_image.metrics import defined, measure
@@ -161,9 +160,9 @@ def _features(samples: Samples, data: TabularImageData) -> np.ndarray:
     """Features (N, F) of the pictures of `data`, which was made of `samples`."""
     size = max(data.image_size, _SMALLEST)
     if not any(known is samples and side == size for known, side, _ in _DESCRIBED):
-        squares, _ = in_memory(data.samples, size, threads=1)
-        assert isinstance(squares.images, np.ndarray)
-        _DESCRIBED[:] = [(samples, size, picture_features(squares.images))]
+        features = with_features(data.samples, size, skip=False).features
+        assert features is not None
+        _DESCRIBED[:] = [(samples, size, features)]
     return _DESCRIBED[0][2]
 
 

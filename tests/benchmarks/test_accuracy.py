@@ -11,15 +11,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
+import classical
 import missing
 import numpy as np
 import pandas as pd
 import pytest
 import ranks
 import table1
+import torch
 from comparison import compare, corrected_interval, corrected_paired_test, detectable_difference
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,8 +33,10 @@ from scipy.stats import ttest_1samp, ttest_rel
 from sets import OWN, RESULTS, begun, home
 from statsmodels.stats.power import TTestPower
 from study import Study
+from tabular_image.data.module import TabularImageData
 from tabular_image.methods import METHODS, SETTINGS
 from tabular_image.options import Options
+from tabular_image.run import build_data, read_samples
 
 ACCURACY = Path(__file__).resolve().parents[2] / "benchmarks" / "accuracy"
 
@@ -203,7 +208,7 @@ def test_ranks_of_the_tables_of_two_sets(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_every_method_has_a_row_and_every_row_a_method():
-    assert {row.method for row in ROWS.values()} == set(METHODS)
+    assert {row.method for row in ROWS.values()} == METHODS.keys() | classical.MODELS.keys()
 
 
 @pytest.mark.parametrize("method", ["tip", "mmcl"])
@@ -223,7 +228,10 @@ def test_the_papers_figures_belong_to_rows():
     assert gaal["GAAL*", "celeba", "image"] == 0.8313
 
 
-@pytest.mark.parametrize("row", ROWS)
+_TRAINED = [name for name, row in ROWS.items() if row.method in SETTINGS]
+
+
+@pytest.mark.parametrize("row", _TRAINED)
 def test_every_search_has_the_same_trials_and_starts_with_the_defaults(row: str):
     which = data_set("leaves100-texture")
     runs = Search(which, row, trials=4).runs
@@ -237,7 +245,7 @@ def test_every_search_has_the_same_trials_and_starts_with_the_defaults(row: str)
     assert [run.key for run in Search(which, row, trials=4).runs] == [run.key for run in runs]
 
 
-_SEARCHING = [name for name, row in ROWS.items() if SETTINGS[row.method].__dataclass_fields__]
+_SEARCHING = [name for name in _TRAINED if SETTINGS[ROWS[name].method].__dataclass_fields__]
 _SEARCHING = [name for name in _SEARCHING if name not in ("concatenation", "alternating")]  # theirs train nothing
 
 
@@ -267,6 +275,20 @@ def test_a_search_chooses_by_validation_accuracy_and_the_earlier_of_equals(tmp_p
     for run, accuracy in zip(search.runs, (np.nan, 0.9, 0.9, 0.7, np.nan), strict=True):
         results.add(run, {"val_accuracy": accuracy, "fused": 1 - accuracy})
     assert search.best(results) == search.runs[1].options
+
+
+@pytest.mark.parametrize("row", classical.MODELS)
+def test_a_classical_row_has_nothing_to_search_and_the_runs_of_the_others(row: str):
+    which = data_set("houses")
+    search = Search(which, row, trials=3)
+    (trial,) = search.runs
+    repetitions = repeated(which, row, search.best(mock.MagicMock()), seeds=2)
+    others = repeated(which, "gaal", row_options(which.options, ROWS["gaal"]), seeds=2)
+    assert repetitions[0].key == trial.key
+    assert [(run.options.seed, run.options.fold) for run in repetitions] == [
+        (run.options.seed, run.options.fold) for run in others
+    ]
+    assert len({run.key for run in repetitions}) == len(others)
 
 
 def test_a_cross_validated_set_runs_every_fold_of_every_seed():
@@ -341,6 +363,7 @@ def test_the_committed_results_have_todays_options_and_are_found(tmp_path: Path)
         renamed = {"charms.interval"} if method == "charms" else set()
         assert configuration.keys() - renamed == today.keys() - {"charms.pairings"} | {"data"}
     older = {"alternating", "gaal", "gaal-dualfloor", "gaal-update", "gaal_star"}  # trained image first
+    older |= classical.MODELS.keys()  # not trained yet
     older |= {"tip", "tip-frozen", "mmcl", "charms", "ogm_ge"}  # trained with other defaults, or by other code
     names = ["leaves100-texture", "fashion", "houses"]
     nowhere = Machine(data_root=str(tmp_path))
@@ -377,6 +400,59 @@ def test_figures_that_are_not_defined_stay_empty(tmp_path: Path):
         assert "nan" not in table1.markdown(summary)
         assert missing.summarise(table)["with_table"].isna().tolist() == [False, True]
     assert ",,," in results.path.read_text().splitlines()[1]
+
+
+# What one would try before a network
+
+
+@pytest.fixture(scope="module")
+def digits() -> TabularImageData:
+    options = replace(Options(), workers=0)
+    return build_data(options, read_samples(options))
+
+
+@pytest.fixture(scope="module")
+def inputs(digits: TabularImageData) -> classical.Inputs:
+    """The digits with two columns for a picture: one that says whether it is above 4, and noise."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(len(digits.target), 2, generator=generator)
+    told = noise + torch.stack([digits.target > 4, torch.zeros_like(digits.target)], dim=1) * 4
+    return classical.prepared(digits, 0, features=told.numpy())
+
+
+def test_classical_rows_have_the_rows_of_the_pipeline(digits: TabularImageData, inputs: classical.Inputs):
+    for name, loader in (("val", digits.val_dataloader()), ("test", digits.test_dataloader())):
+        batches = list(loader)
+        rows = inputs.splits[name]
+        assert rows.tolist() == torch.cat([batch["row"] for batch in batches]).tolist()
+        table = torch.cat([batch["table"] for batch in batches])
+        assert np.array_equal(inputs.cells[rows, : inputs.width], table.numpy())
+        assert inputs.target[rows].tolist() == torch.cat([batch["target"] for batch in batches]).tolist()
+    assert np.array_equal(inputs.cells[inputs.splits["train"], : inputs.width], digits.train_table.numpy())
+
+
+@pytest.mark.parametrize("row", classical.MODELS)
+def test_a_model_sees_its_own_modalities_and_the_training_rows(row: str, inputs: classical.Inputs):
+    seen, build = classical.MODELS[row]
+    inputs = replace(inputs, target=inputs.target % 2)  # two classes take a fifth of the trees
+    train, test = inputs.splits["train"], inputs.splits["test"]
+    model = build(inputs).fit(inputs.cells[train], inputs.target[train])
+    before = model.predict_proba(inputs.cells[test])
+    generator = np.random.default_rng(0)
+    for part, columns in (("table", slice(0, inputs.width)), ("image", slice(inputs.width, None))):
+        cells = inputs.cells[test].copy()
+        cells[:, columns] = generator.permutation(cells[:, columns])
+        assert (seen in (part, "fused")) == (not np.allclose(model.predict_proba(cells), before))
+
+
+def test_folds_of_stacking_keep_groups_together_and_to_the_training_rows(inputs: classical.Inputs):
+    grouped = replace(inputs, groups=np.arange(len(inputs.target)) // 3)
+    train = grouped.splits["train"]
+    predicted = []
+    for fitted, left in classical._folds(grouped):
+        assert not set(grouped.groups[train[fitted]]) & set(grouped.groups[train[left]])
+        predicted += left.tolist()
+    assert sorted(predicted) == list(range(len(train)))
 
 
 # The sets of a command
@@ -565,6 +641,29 @@ def test_table1_trains_what_is_missing_and_nothing_twice(small_set: Path, tmp_pa
     missing = pd.read_csv(tmp_path / "missing-small.csv", index_col="row")
     assert missing.loc["image", "with_table"] == missing.loc["image", "without_table"]
     assert (tmp_path / "missing-small.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_classical_rows_stand_in_the_table_and_are_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    mine = pets(tmp_path / "set")
+    monkeypatch.chdir(mine.parent)
+    options = {"rows": f"[table, gaal, {', '.join(classical.MODELS)}]", "trials": 1, "seeds": 1}
+    first = execute("table1.py", mine, tmp_path, **options)
+    assert first.returncode == 0, first.stderr
+    stored = pd.read_csv(tmp_path / "runs.csv")
+    assert len(stored) == 2 + len(classical.MODELS)
+    assert stored[["train_rows", "test_rows"]].nunique().eq(1).all()
+    table = pd.read_csv(tmp_path / "table1-mine.csv", index_col="row")
+    assert table["block"].to_dict() == {name: ROWS[name].block for name in table.index}
+    assert set(table.index) == {"table", "gaal", *classical.MODELS}
+    assert table["balanced"].between(0, 1).all()
+    assert table.loc["boosting-stacked", ["image", "table", "without_table"]].notna().all()
+    assert table.loc["boosting-stacked", "image"] == table.loc["logistic-image", "accuracy"]
+    assert table.loc["boosting-stacked", "table"] == table.loc["boosting-table", "accuracy"]
+    assert "boosting-stacked" in (tmp_path / "table1-mine.md").read_text()
+    lines_before = (tmp_path / "runs.csv").read_text()
+    assert execute("table1.py", mine, tmp_path, **options).returncode == 0
+    assert (tmp_path / "runs.csv").read_text() == lines_before
 
 
 def children(process: int, command: str = "") -> list[int]:
