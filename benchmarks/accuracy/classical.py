@@ -9,7 +9,9 @@ nothing to search: every model has scikit-learn's defaults but for what is said 
 - `boosting-both`: boosting on the table's columns beside the 64 first principal components of the features, as the
   features themselves, some 2,000 columns, would take thirty times as long.
 - `boosting-stacked`: boosting-table and logistic-image, and a logistic regression on the log odds that both give to the
-  training rows in five-fold cross-validation (Wolpert, Neural Networks 5, 1992).
+  training rows in five-fold cross-validation (Wolpert, Neural Networks 5, 1992). The other way to stack, boosting on the
+  table beside the class probabilities of logistic-image, had 0.88 against 0.95 of the validation rows of leaves100, and
+  0.61 against 0.68 of those of houses (seed 0).
 """
 
 from __future__ import annotations
@@ -109,7 +111,7 @@ def run(options: Options, samples: Samples) -> None:
     """Fits the model that `options.method` names, and writes the `results.json` of a run into `options.folder`."""
     prediction, build = MODELS[options.method]
     with threadpool_limits(options.threads), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The least populated class|Number of classes in (training )?fold")
+        warnings.filterwarnings("ignore", "The least populated class|Number of classes in training fold")
         data = build_data(options, samples)
         inputs = prepared(data, options.seed, features=_features(samples, data))
         started = time.perf_counter()
@@ -180,9 +182,11 @@ def _columns(inputs: Inputs, table: Any = "drop", image: Any = "drop") -> Column
 def _folds(inputs: Inputs) -> list[tuple[np.ndarray, np.ndarray]]:
     """Positions in the training rows: those to fit, and those to predict."""
     train = inputs.splits["train"]
+    target = inputs.target[train]
     groups = None if inputs.groups is None else inputs.groups[train]
     splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
-    return list(splitter(_FOLDS, shuffle=True, random_state=inputs.seed).split(train, inputs.target[train], groups))
+    folds = min(_FOLDS, int(np.bincount(target).max()))  # more than the rows of every class are refused
+    return list(splitter(folds, shuffle=True, random_state=inputs.seed).split(train, target, groups))
 
 
 def _log_odds(probabilities: np.ndarray) -> np.ndarray:
