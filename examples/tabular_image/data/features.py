@@ -60,7 +60,7 @@ def with_features(samples: Samples, size: int, *, skip: bool) -> Samples:
 def standardised(features: np.ndarray, train: np.ndarray) -> Tensor:
     """Features (N, F) with mean 0 and deviation 1 in the rows `train`; what is constant there is 0.
 
-    Values further than 5 deviations are cut: a pixel that is nearly constant in training may be far off in a new picture.
+    Values further than 5 deviations are cut: a pixel that is nearly constant in training may be far off elsewhere.
     """
     mean, deviation = features[train].mean(axis=0), features[train].std(axis=0)
     scaled = np.where(deviation > 1e-6, (features - mean) / np.maximum(deviation, 1e-6), 0)
@@ -75,7 +75,9 @@ def _channels_last(images: Tensor) -> np.ndarray:
 def _features(square: np.ndarray) -> np.ndarray:
     colour = square.ndim == 3
     image, side = square / 255, len(square)
-    gradients = hog(image, pixels_per_cell=(side // _CELLS,) * 2, cells_per_block=(2, 2), channel_axis=-1 if colour else None)
+    gradients = hog(
+        image, pixels_per_cell=(side // _CELLS,) * 2, cells_per_block=(2, 2), channel_axis=-1 if colour else None
+    )
     values = rgb2hsv(image) if colour else image[..., None]
     half = side // 2
     places = [slice(None), *((slice(*rows), slice(*columns)) for rows in _halves(half) for columns in _halves(half))]
