@@ -1,4 +1,4 @@
-"""Statistics of repeated runs: means, ranks, and a paired test of every row against a reference."""
+"""Statistics of repeated runs: means, ranks, and every row's paired difference from a reference."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from scipy import stats
+from scipy.optimize import brentq
 from statsmodels.stats.multitest import multipletests
 
 
@@ -28,11 +29,65 @@ def corrected_paired_test(differences: np.ndarray, test_share: float) -> float:
         return float("nan")
     if not np.any(differences):
         return 1.0
-    deviation = differences.std(ddof=1)
-    if deviation == 0:
+    error = _standard_error(differences.std(ddof=1), n, test_share)
+    if error == 0:
         return 0.0
-    t = differences.mean() / (deviation * np.sqrt(1 / n + test_share))
-    return float(2 * stats.t.sf(abs(t), df=n - 1))
+    return float(2 * stats.t.sf(abs(differences.mean() / error), df=n - 1))
+
+
+def corrected_interval(differences: np.ndarray, test_share: float, level: float = 0.05) -> tuple[float, float]:
+    """Confidence interval of the true difference: what `corrected_paired_test` would not reject at `level`.
+
+    Args:
+        differences: (n,) differences of paired runs.
+        test_share: test rows by training rows of a split.
+        level: of the two-sided test; 0.05 gives the 95% interval.
+
+    Returns:
+        Its ends; nan for fewer than two differences.
+    """
+    n = len(differences)
+    if n < 2:
+        return float("nan"), float("nan")
+    half = stats.t.isf(level / 2, df=n - 1) * _standard_error(differences.std(ddof=1), n, test_share)
+    return float(differences.mean() - half), float(differences.mean() + half)
+
+
+def detectable_difference(
+    deviation: float, n: int, test_share: float, power: float = 0.8, level: float = 0.05
+) -> float:
+    """The smallest true difference that `corrected_paired_test` finds with a given power.
+
+    The test's t follows the noncentral t distribution about the true difference in standard errors.
+
+    Args:
+        deviation: standard deviation of the differences of paired runs.
+        n: number of the pairs.
+        test_share: test rows by training rows of a split.
+        power: probability to find the difference.
+        level: of the two-sided test, before any correction for the number of tests.
+
+    Returns:
+        The difference; nan where there are fewer than two pairs.
+    """
+    if n < 2 or np.isnan(deviation):
+        return float("nan")
+    critical = stats.t.isf(level / 2, df=n - 1)
+
+    def excess(effect: float) -> float:
+        # Where next to nothing is left of the far tail, scipy has no number for it.
+        far = np.nan_to_num(stats.nct.cdf(-critical, n - 1, effect))
+        return float(stats.nct.sf(critical, n - 1, effect) + far - power)
+
+    highest = 1.0
+    while excess(highest) < 0:
+        highest *= 2
+    return float(brentq(excess, 0, highest) * _standard_error(deviation, n, test_share))
+
+
+def _standard_error(deviation: float, n: int, test_share: float) -> float:
+    """Of the mean difference of n runs whose splits share rows."""
+    return float(deviation * np.sqrt(1 / n + test_share))
 
 
 def compare(runs: pd.DataFrame, predictions: Mapping[str, str], reference: str) -> pd.DataFrame:
@@ -46,7 +101,8 @@ def compare(runs: pd.DataFrame, predictions: Mapping[str, str], reference: str) 
     Returns:
         By row: `runs` (whose accuracy is defined), `accuracy` (mean), `deviation` (standard deviation over runs),
         `rank` (1 is the best; equals share the mean of their ranks), `difference` (accuracy minus the reference's,
-        paired), `p`, and `p_holm`, corrected for the number of rows (Holm).
+        paired) with its 95% interval `low` to `high`, its `p`, and `p_holm`, corrected for the number of rows (Holm);
+        `detectable`, the true difference that the test would find with 80% power at the 5% level, uncorrected.
     """
     paired = {
         row: group.set_index(["seed", "fold"])[predictions[row]]
@@ -58,12 +114,16 @@ def compare(runs: pd.DataFrame, predictions: Mapping[str, str], reference: str) 
         if reference in paired and row != reference:
             differences = (accuracies - paired[reference]).dropna()
             share = (runs["test_rows"] / runs["train_rows"]).mean()
+            low, high = corrected_interval(differences.to_numpy(), share)
             line |= {
                 "difference": differences.mean(),
+                "low": low,
+                "high": high,
                 "p": corrected_paired_test(differences.to_numpy(), share),
+                "detectable": detectable_difference(differences.std(), len(differences), share),
             }
         lines.append(line)
-    columns = ["row", "runs", "accuracy", "deviation", "difference", "p"]
+    columns = ["row", "runs", "accuracy", "deviation", "difference", "low", "high", "p", "detectable"]
     table = pd.DataFrame(lines, columns=columns).set_index("row")
     table["rank"] = table["accuracy"].rank(ascending=False)
     table["p_holm"] = np.nan

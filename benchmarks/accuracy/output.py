@@ -26,12 +26,12 @@ def telling_errors() -> Iterator[None]:
         raise SystemExit(130) from None
 
 
-def write(table: pd.DataFrame, figure: Figure | None, path: Path) -> None:
-    """Writes `path`.csv, and `path`.png where there is a figure."""
+def write(table: pd.DataFrame, figure: Figure | None, path: Path, dpi: int = 120) -> None:
+    """Writes `path`.csv, and `path`.png of `dpi` dots an inch where there is a figure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path.with_suffix(".csv")) as temporary:
         table.round(6).to_csv(temporary, index=False, lineterminator="\n")
     if figure is not None:
         with replacing(path.with_suffix(".png")) as temporary:
-            figure.savefig(temporary, dpi=120)
+            figure.savefig(temporary, dpi=dpi)
     print(f"written: {path.with_suffix('.csv')}" + (f" and {path.with_suffix('.png')}" if figure is not None else ""))

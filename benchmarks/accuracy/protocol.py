@@ -11,11 +11,13 @@ from typing import Any, Literal
 import numpy as np
 import optuna
 import pandas as pd
+from classical import MODELS
 from runs import Results, Run
 from tabular_image.command_line import as_written
 from tabular_image.data import DATASETS
 from tabular_image.errors import InputError
 from tabular_image.methods import SETTINGS
+from tabular_image.methods.settings import NoSettings
 from tabular_image.options import Options
 
 FEATURES = "-features"  # ends the names of sets that are compared under the second protocol
@@ -48,7 +50,7 @@ class Row:
     """A line of the table.
 
     Attributes:
-        method: as `train.py --method` names it.
+        method: as `train.py --method` names it, or a key of `classical.MODELS`.
         block: with which lines it is compared, and by which prediction.
         settings: of the method, or options of train.py, where they differ from the defaults.
         paper: the line of the paper's Table I.
@@ -66,6 +68,8 @@ class Row:
     @property
     def prediction(self) -> str:
         """The prediction that the line is judged by."""
+        if self.method in MODELS:
+            return MODELS[self.method][0]
         return self.method if self.block == "one modality" else "fused" if self.block == "fused" else "image"
 
 
@@ -79,6 +83,10 @@ _MISSING: Block = "image alone at test time"
 ROWS: dict[str, Row] = {
     "image": Row("image", "one modality", paper="ResNet50"),
     "table": Row("table", "one modality", paper="MLP"),
+    "boosting-table": Row("boosting-table", "one modality"),
+    "logistic-image": Row("logistic-image", "one modality"),
+    "boosting-both": Row("boosting-both"),
+    "boosting-stacked": Row("boosting-stacked"),
     "concatenation": Row("concatenation", paper="CF"),
     "maximum": Row("maximum", paper="MF", searched={"projection": ("linear", "identity")}),
     "daft": Row("daft", paper="DAFT", searched={"reduction": (7, 2, 14)}),
@@ -226,7 +234,7 @@ def known_rows(names: Sequence[str] | None) -> list[str]:
 
 def row_options(base: Options, row: Row, **changes: Any) -> Options:
     """A set's options with the method of a row; `changes` are settings of the method or options of train.py."""
-    kind = SETTINGS[row.method]
+    kind = SETTINGS.get(row.method, NoSettings)
     changes = row.settings | {name: max(1, round(share * base.epochs)) for name, share in row.stages.items()} | changes
     own = {name: value for name, value in changes.items() if name in kind.__dataclass_fields__}
     common = {name: value for name, value in changes.items() if name not in own}
@@ -247,12 +255,15 @@ class Search:
 
     Trial t takes recipe number t, the same for every method, and draws the method's own settings at random, but for
     the first, which takes their defaults. All are trained on the rows of seed 0 (fold 0), and chosen by validation
-    accuracy; among equals the earlier.
+    accuracy; among equals the earlier. A row of `classical` has a single trial, as a recipe changes nothing in it.
     """
 
     def __init__(self, which: DataSet, row_name: str, trials: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         row = ROWS[row_name]
+        if row.method in MODELS:
+            self.runs = repeated(which, row_name, row_options(which.options, row), seeds=1)[:1]
+            return
         study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
         self.runs: list[Run] = []
         for number, recipe in enumerate(islice(cycle(RECIPES), trials)):

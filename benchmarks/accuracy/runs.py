@@ -25,6 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import classical
 import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
@@ -327,7 +328,8 @@ def _carry_out(run: Run, machine: Machine) -> dict[str, Any] | None:
     with log_of(run, machine).open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         try:
             if not (folder / "results.json").exists():
-                pipeline.run(options, _samples(options, run.data, Path(machine.folder)))
+                carried_out = classical.run if options.method in classical.MODELS else pipeline.run
+                carried_out(options, _samples(options, run.data, Path(machine.folder)))
             return figures_of(run, folder)
         except Exception as error:
             print(f"error: {error}" if isinstance(error, InputError) else traceback.format_exc())

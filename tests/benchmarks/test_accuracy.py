@@ -11,23 +11,32 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
+import classical
 import missing
 import numpy as np
 import pandas as pd
 import pytest
+import ranks
 import table1
-from comparison import compare, corrected_paired_test
+import torch
+from comparison import compare, corrected_interval, corrected_paired_test, detectable_difference
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from protocol import RECIPES, ROWS, SETS, DataSet, Search, data_set, paper_figures, repeated, row_options
 from runs import COLUMNS, Machine, Results, Run, complete, figures_of, opened
-from scipy.stats import ttest_rel
+from scipy.stats import ttest_1samp, ttest_rel
 from sets import OWN, RESULTS, begun, home
+from statsmodels.stats.power import TTestPower
 from study import Study
+from tabular_image.data.module import TabularImageData
 from tabular_image.methods import METHODS, SETTINGS
 from tabular_image.options import Options
+from tabular_image.run import build_data, read_samples
 
 ACCURACY = Path(__file__).resolve().parents[2] / "benchmarks" / "accuracy"
 
@@ -49,6 +58,39 @@ def test_shared_rows_make_differences_less_certain():
 @pytest.mark.parametrize(("differences", "p"), [([0.0, 0.0, 0.0], 1.0), ([0.5, 0.5, 0.5], 0.0)])
 def test_differences_without_spread(differences: list[float], p: float):
     assert corrected_paired_test(np.array(differences), 0.1) == p
+
+
+def test_without_shared_rows_the_interval_is_that_of_the_paired_t_test():
+    differences = np.random.default_rng(0).normal(size=6)
+    expected = ttest_1samp(differences, 0).confidence_interval()
+    assert corrected_interval(differences, 0.0) == pytest.approx((expected.low, expected.high))
+
+
+@given(st.lists(st.integers(-50, 50), min_size=2, max_size=10).filter(lambda values: len(set(values)) > 1))
+def test_the_interval_ends_where_the_test_would_be_at_its_level(values: list[int]):
+    differences = np.array(values) / 1000
+    low, high = corrected_interval(differences, 0.15)
+    assert low < differences.mean() < high
+    assert [corrected_paired_test(differences - end, 0.15) for end in (low, high)] == pytest.approx([0.05, 0.05])
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 10, 50])
+def test_without_shared_rows_the_power_is_that_of_the_t_test(n: int):
+    expected = TTestPower().solve_power(nobs=n, alpha=0.05, power=0.8)
+    assert detectable_difference(0.02, n, 0.0) == pytest.approx(0.02 * expected, rel=1e-5)
+
+
+def test_shared_rows_hide_larger_differences():
+    found = [detectable_difference(0.02, 5, share) for share in (0.0, 0.15, 0.5)]
+    assert found == sorted(found)
+    assert found[2] / found[0] == pytest.approx(np.sqrt((0.2 + 0.5) / 0.2))
+    assert np.isnan(detectable_difference(np.nan, 1, 0.15))
+
+
+def test_a_single_run_has_no_interval():
+    table = compare(lines(gaal=[0.9], mla=[0.8]), dict.fromkeys(["gaal", "mla"], "fused"), "gaal")
+    assert table.loc["mla", "difference"] == pytest.approx(-0.1)
+    assert table.loc["mla", ["low", "high", "p", "detectable"]].isna().all()
 
 
 def lines(**accuracies: list[float]) -> pd.DataFrame:
@@ -84,11 +126,89 @@ def test_only_seeds_that_both_have_are_paired():
     assert table.loc["few", "difference"] == pytest.approx(0.0)
 
 
+def full_lines(**accuracies: list[float]) -> pd.DataFrame:
+    """Lines as a results file has them: the balanced accuracy is a tenth below, and a little less for each seed."""
+    runs = lines(**accuracies).reindex(columns=list(dict.fromkeys((*COLUMNS, "train_rows", "test_rows"))))
+    runs["balanced_accuracy"] = runs["fused"] - 0.1 - runs["seed"] / 1000
+    return runs.astype({name: float for name in runs if name not in ("row", "set", "configuration")})
+
+
+def test_the_balanced_accuracy_is_compared_too():
+    runs = full_lines(gaal=[0.90, 0.92, 0.91], mla=[0.80, 0.83, 0.81], lfm=[0.5, 0.6, 0.5])
+    runs.loc[runs["row"] == "mla", "balanced_accuracy"] += 0.2
+    summary = table1.summarise(runs)
+    assert summary["balanced"].round(4).to_dict() == {"gaal": 0.809, "mla": 0.9123, "lfm": 0.4323}
+    assert summary.loc["mla", "balanced_difference"] == pytest.approx(summary.loc["mla", "difference"] + 0.2)
+    assert summary.loc["mla", "balanced_high"] == pytest.approx(summary.loc["mla", "high"] + 0.2)
+    assert (summary["balanced_low"].dropna() < summary["balanced_difference"].dropna()).all()
+    assert summary.drop("gaal")["balanced_p_holm"].between(0, 1).all()
+
+
+def test_the_table_for_people_has_intervals_and_what_it_could_have_shown():
+    summary = table1.summarise(full_lines(gaal=[0.900, 0.921, 0.91], mla=[0.80, 0.82, 0.81], lfm=[0.5, 0.6, 0.5]))
+    text = table1.markdown(summary)
+    header, _, first, second, third = [line for line in text.splitlines() if line.startswith("|")]
+    columns = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (header, first, second, third)]
+    assert columns[0] == ["row", "rank", "accuracy", "balanced", "minus gaal [95%]", "p (Holm)"]
+    assert columns[1] == ["gaal", "1", "0.9103 ± 0.0105", "0.8093", "-", "-"]
+    low, high = summary.loc["mla", ["low", "high"]]
+    assert columns[2][4:] == [f"-0.1003 [{low:+.4f}, {high:+.4f}]", "<0.001"]
+    assert f"difference of {summary['detectable'].median():.3f} from gaal would have been found" in text
+
+
+# Ranks over sets
+
+
+@pytest.mark.parametrize(("rows", "value"), [(2, 1.960), (3, 2.343), (5, 2.728), (10, 3.164)])
+def test_the_critical_difference_is_that_of_demsars_table(rows: int, value: float):
+    sets = 6
+    expected = value * np.sqrt(rows * (rows + 1) / (6 * sets))
+    assert ranks.critical_difference(rows, sets) == pytest.approx(expected, rel=1e-3)
+
+
+def test_rows_are_ranked_on_every_set_that_all_have(capsys: pytest.CaptureFixture[str]):
+    first = pd.DataFrame({"accuracy": [0.9, 0.8, 0.7, 0.6], "balanced": [0.1, 0.2, 0.3, 0.4]}, index=list("abcd"))
+    second = pd.DataFrame({"accuracy": [0.5, 0.5, 0.4], "balanced": [0.5, 0.6, 0.7]}, index=list("bac"))
+    table = ranks.ranks({"one": first, "two": second})
+    assert capsys.readouterr().out == "careful: not every set has d; they are left out\n"
+    by_accuracy = table[table["measure"] == "accuracy"]
+    assert by_accuracy["row"].tolist() == ["a", "b", "c"]
+    assert by_accuracy["rank"].tolist() == [1.25, 1.75, 3]
+    assert by_accuracy["two"].tolist() == [1.5, 1.5, 3]
+    assert table.loc[table["measure"] == "balanced", "row"].tolist() == ["c", "a", "b"]
+    with pytest.raises(SystemExit, match="the table of two has no fused row d; it has b, a, c"):
+        ranks.ranks({"one": first, "two": second}, ["a", "b", "d"])
+
+
+@given(st.lists(st.floats(1, 20), min_size=1, max_size=20).map(sorted), st.floats(0, 20))
+def test_bars_join_the_rows_that_do_not_differ_and_no_others(mean_ranks: list[float], critical: float):
+    bars = ranks.cliques(mean_ranks, critical)
+    places = range(len(mean_ranks))
+    joined = {(i, j) for first, last in bars for i in range(first, last + 1) for j in range(i + 1, last + 1)}
+    assert joined == {(i, j) for i in places for j in places if i < j and mean_ranks[j] - mean_ranks[i] <= critical}
+    assert all(not (a <= c and d <= b) for a, b in bars for c, d in bars if (a, b) != (c, d))
+
+
+@pytest.mark.slow
+def test_ranks_of_the_tables_of_two_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, accuracies in (("one", [0.9, 0.8, 0.7]), ("two", [0.6, 0.5, 0.7])):
+        table = {"row": ["gaal", "mla", "lfm"], "block": "fused", "accuracy": accuracies, "balanced": accuracies}
+        pd.DataFrame(table).to_csv(tmp_path / f"table1-{name}.csv", index=False)
+    words = ["ranks.py", "--sets", "[one, mine/two.yaml]", "--tables", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    runpy.run_path(str(ACCURACY / "ranks.py"), run_name="__main__")
+    assert pd.read_csv(tmp_path / "ranks.csv")["rank"].tolist() == [1.5, 2, 2.5] * 2
+    assert (tmp_path / "ranks.png").stat().st_size > 10_000
+    monkeypatch.setattr(sys, "argv", [*words[:2], "[one, three]", *words[3:]])
+    with pytest.raises(SystemExit, match=r"table1-three.csv does not exist; run table1.py"):
+        runpy.run_path(str(ACCURACY / "ranks.py"), run_name="__main__")
+
+
 # Protocol
 
 
 def test_every_method_has_a_row_and_every_row_a_method():
-    assert {row.method for row in ROWS.values()} == set(METHODS)
+    assert {row.method for row in ROWS.values()} == METHODS.keys() | classical.MODELS.keys()
 
 
 @pytest.mark.parametrize("method", ["tip", "mmcl"])
@@ -108,7 +228,10 @@ def test_the_papers_figures_belong_to_rows():
     assert gaal["GAAL*", "celeba", "image"] == 0.8313
 
 
-@pytest.mark.parametrize("row", ROWS)
+_TRAINED = [name for name, row in ROWS.items() if row.method in SETTINGS]
+
+
+@pytest.mark.parametrize("row", _TRAINED)
 def test_every_search_has_the_same_trials_and_starts_with_the_defaults(row: str):
     which = data_set("leaves100-texture")
     runs = Search(which, row, trials=4).runs
@@ -122,7 +245,7 @@ def test_every_search_has_the_same_trials_and_starts_with_the_defaults(row: str)
     assert [run.key for run in Search(which, row, trials=4).runs] == [run.key for run in runs]
 
 
-_SEARCHING = [name for name, row in ROWS.items() if SETTINGS[row.method].__dataclass_fields__]
+_SEARCHING = [name for name in _TRAINED if SETTINGS[ROWS[name].method].__dataclass_fields__]
 _SEARCHING = [name for name in _SEARCHING if name not in ("concatenation", "alternating")]  # theirs train nothing
 
 
@@ -152,6 +275,20 @@ def test_a_search_chooses_by_validation_accuracy_and_the_earlier_of_equals(tmp_p
     for run, accuracy in zip(search.runs, (np.nan, 0.9, 0.9, 0.7, np.nan), strict=True):
         results.add(run, {"val_accuracy": accuracy, "fused": 1 - accuracy})
     assert search.best(results) == search.runs[1].options
+
+
+@pytest.mark.parametrize("row", classical.MODELS)
+def test_a_classical_row_has_nothing_to_search_and_the_runs_of_the_others(row: str):
+    which = data_set("houses")
+    search = Search(which, row, trials=3)
+    (trial,) = search.runs
+    repetitions = repeated(which, row, search.best(mock.MagicMock()), seeds=2)
+    others = repeated(which, "gaal", row_options(which.options, ROWS["gaal"]), seeds=2)
+    assert repetitions[0].key == trial.key
+    assert [(run.options.seed, run.options.fold) for run in repetitions] == [
+        (run.options.seed, run.options.fold) for run in others
+    ]
+    assert len({run.key for run in repetitions}) == len(others)
 
 
 def test_a_cross_validated_set_runs_every_fold_of_every_seed():
@@ -226,6 +363,7 @@ def test_the_committed_results_have_todays_options_and_are_found(tmp_path: Path)
         renamed = {"charms.interval"} if method == "charms" else set()
         assert configuration.keys() - renamed == today.keys() - {"charms.pairings"} | {"data"}
     older = {"alternating", "gaal", "gaal-dualfloor", "gaal-update", "gaal_star"}  # trained image first
+    older |= classical.MODELS.keys()  # not trained yet
     older |= {"tip", "tip-frozen", "mmcl", "charms", "ogm_ge"}  # trained with other defaults, or by other code
     names = ["leaves100-texture", "fashion", "houses"]
     nowhere = Machine(data_root=str(tmp_path))
@@ -258,10 +396,63 @@ def test_figures_that_are_not_defined_stay_empty(tmp_path: Path):
         assert summary.loc["gaal", "accuracy"] == 0.5
         assert summary.loc["mla", ["runs", "accuracy", "p"]].fillna(-1).tolist() == [0, -1, -1]
         line = next(line for line in table1.markdown(summary).splitlines() if "| mla" in line)
-        assert [cell.strip() for cell in line.split("|")][3:5] == ["-", "- ± -"]
+        assert [cell.strip() for cell in line.split("|")][2:4] == ["-", "- ± -"]
         assert "nan" not in table1.markdown(summary)
         assert missing.summarise(table)["with_table"].isna().tolist() == [False, True]
     assert ",,," in results.path.read_text().splitlines()[1]
+
+
+# What one would try before a network
+
+
+@pytest.fixture(scope="module")
+def digits() -> TabularImageData:
+    options = replace(Options(), workers=0)
+    return build_data(options, read_samples(options))
+
+
+@pytest.fixture(scope="module")
+def inputs(digits: TabularImageData) -> classical.Inputs:
+    """The digits with two columns for a picture: one that says whether it is above 4, and noise."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(len(digits.target), 2, generator=generator)
+    told = noise + torch.stack([digits.target > 4, torch.zeros_like(digits.target)], dim=1) * 4
+    return classical.prepared(digits, 0, features=told.numpy())
+
+
+def test_classical_rows_have_the_rows_of_the_pipeline(digits: TabularImageData, inputs: classical.Inputs):
+    for name, loader in (("val", digits.val_dataloader()), ("test", digits.test_dataloader())):
+        batches = list(loader)
+        rows = inputs.splits[name]
+        assert rows.tolist() == torch.cat([batch["row"] for batch in batches]).tolist()
+        table = torch.cat([batch["table"] for batch in batches])
+        assert np.array_equal(inputs.cells[rows, : inputs.width], table.numpy())
+        assert inputs.target[rows].tolist() == torch.cat([batch["target"] for batch in batches]).tolist()
+    assert np.array_equal(inputs.cells[inputs.splits["train"], : inputs.width], digits.train_table.numpy())
+
+
+@pytest.mark.parametrize("row", classical.MODELS)
+def test_a_model_sees_its_own_modalities_and_the_training_rows(row: str, inputs: classical.Inputs):
+    seen, build = classical.MODELS[row]
+    inputs = replace(inputs, target=inputs.target % 2)  # two classes take a fifth of the trees
+    train, test = inputs.splits["train"], inputs.splits["test"]
+    model = build(inputs).fit(inputs.cells[train], inputs.target[train])
+    before = model.predict_proba(inputs.cells[test])
+    generator = np.random.default_rng(0)
+    for part, columns in (("table", slice(0, inputs.width)), ("image", slice(inputs.width, None))):
+        cells = inputs.cells[test].copy()
+        cells[:, columns] = generator.permutation(cells[:, columns])
+        assert (seen in (part, "fused")) == (not np.allclose(model.predict_proba(cells), before))
+
+
+def test_folds_of_stacking_keep_groups_together_and_to_the_training_rows(inputs: classical.Inputs):
+    grouped = replace(inputs, groups=np.arange(len(inputs.target)) // 3)
+    train = grouped.splits["train"]
+    predicted = []
+    for fitted, left in classical._folds(grouped):
+        assert not set(grouped.groups[train[fitted]]) & set(grouped.groups[train[left]])
+        predicted += left.tolist()
+    assert sorted(predicted) == list(range(len(train)))
 
 
 # The sets of a command
@@ -450,6 +641,29 @@ def test_table1_trains_what_is_missing_and_nothing_twice(small_set: Path, tmp_pa
     missing = pd.read_csv(tmp_path / "missing-small.csv", index_col="row")
     assert missing.loc["image", "with_table"] == missing.loc["image", "without_table"]
     assert (tmp_path / "missing-small.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_classical_rows_stand_in_the_table_and_are_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    mine = pets(tmp_path / "set")
+    monkeypatch.chdir(mine.parent)
+    options = {"rows": f"[table, gaal, {', '.join(classical.MODELS)}]", "trials": 1, "seeds": 1}
+    first = execute("table1.py", mine, tmp_path, **options)
+    assert first.returncode == 0, first.stderr
+    stored = pd.read_csv(tmp_path / "runs.csv")
+    assert len(stored) == 2 + len(classical.MODELS)
+    assert stored[["train_rows", "test_rows"]].nunique().eq(1).all()
+    table = pd.read_csv(tmp_path / "table1-mine.csv", index_col="row")
+    assert table["block"].to_dict() == {name: ROWS[name].block for name in table.index}
+    assert set(table.index) == {"table", "gaal", *classical.MODELS}
+    assert table["balanced"].between(0, 1).all()
+    assert table.loc["boosting-stacked", ["image", "table", "without_table"]].notna().all()
+    assert table.loc["boosting-stacked", "image"] == table.loc["logistic-image", "accuracy"]
+    assert table.loc["boosting-stacked", "table"] == table.loc["boosting-table", "accuracy"]
+    assert "boosting-stacked" in (tmp_path / "table1-mine.md").read_text()
+    lines_before = (tmp_path / "runs.csv").read_text()
+    assert execute("table1.py", mine, tmp_path, **options).returncode == 0
+    assert (tmp_path / "runs.csv").read_text() == lines_before
 
 
 def children(process: int, command: str = "") -> list[int]:

@@ -319,7 +319,7 @@ def test_many_categories_take_little_room_and_few_are_one_hot(own):
     for place in data.table_columns:
         widths[place.categorical] += place.stop - place.start
     assert widths == {False: 64, True: 2}
-    table = data._table[:, :64].numpy()
+    table = data.table[:, :64].numpy()
     assert len({row.tobytes() for row in table}) == 120, "each value has its own code"
 
 
@@ -331,7 +331,7 @@ def test_a_date_becomes_features(own):
     assert "seen_year" in names
     assert any("month" in name for name in names)
     assert any("weekday" in name for name in names)
-    year = data._table[:, names.index("seen_year")].numpy()
+    year = data.table[:, names.index("seen_year")].numpy()
     assert np.corrcoef(year, days[order].year)[0, 1] == pytest.approx(1)
 
 
@@ -343,7 +343,7 @@ def test_a_column_that_is_filled_in_one_split_alone_is_read(own, split: str):
     number = np.where(part == split, np.arange(40) * 37 % 41, None)
     path = own(part=part, mark=filled, when=later, size=number)
     data = TabularImageData(read(path, split_column="part"), workers=0)
-    assert np.isfinite(data._table.numpy()).all()
+    assert np.isfinite(data.table.numpy()).all()
     assert data.split_sizes == {"train": 20, "val": 10, "test": 10}
 
 

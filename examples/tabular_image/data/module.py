@@ -58,6 +58,8 @@ class TabularImageData(L.LightningDataModule):
     Attributes:
         samples: The data set, without skipped rows.
         classes: Class names in the order of the target; ranges where the target was cut at quantiles.
+        table: Float (N, D), the encoded table of all rows.
+        target: Long (N,), the class of each row.
         table_width: D.
         table_columns: Where each raw column stands in the encoded table.
         train_table: Float (N, D), the encoded training rows.
@@ -117,11 +119,11 @@ class TabularImageData(L.LightningDataModule):
         encoded = encode_table(samples, self.splits["train"])
         self.table_columns = encoded.columns
         self.warnings = [*encoded.problems, *leaks(samples, self.splits)]
-        self._table = torch.from_numpy(encoded.values)
-        self.table_width = self._table.shape[1]
-        self.train_table = self._table[self.splits["train"]]
-        self.classes, self._target = _encode_target(samples, self.splits["train"])
-        self.class_counts = self._target[self.splits["train"]].bincount(minlength=len(self.classes))
+        self.table = torch.from_numpy(encoded.values)
+        self.table_width = self.table.shape[1]
+        self.train_table = self.table[self.splits["train"]]
+        self.classes, self.target = _encode_target(samples, self.splits["train"])
+        self.class_counts = self.target[self.splits["train"]].bincount(minlength=len(self.classes))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled; the last batch is dropped unless it is the only one."""
@@ -149,7 +151,7 @@ class TabularImageData(L.LightningDataModule):
     def _dataset(self, split: str) -> RowDataset:
         skipped = self.skipped if self.skip_corrupt else None
         return RowDataset(
-            self.samples, self._table, self._target, self.splits[split], self.image_size, skipped, self._features
+            self.samples, self.table, self.target, self.splits[split], self.image_size, skipped, self._features
         )
 
     def _loader(self, dataset: RowDataset, **options: Any) -> DataLoader[Batch]:
