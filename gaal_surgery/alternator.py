@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from inspect import Parameter, signature
 from typing import Any, Literal
 
@@ -14,7 +15,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gaal_surgery.functional import LossFn, as_function, check_lengths, same_random_numbers, trainable
-from gaal_surgery.guidance import Uncertainty, check_settings, entropy, select_uncertain, uncertain_gradients
+from gaal_surgery.guidance import (
+    Uncertainty,
+    check_settings,
+    entropy,
+    hurt_shares,
+    select_uncertain,
+    uncertain_gradients,
+)
 from gaal_surgery.projection import cancels, combine_into, fused_kernels, join
 from gaal_surgery.rounds import Evidence, Round, Turn, Turns
 from gaal_surgery.rows import Plan, SharedRows, several
@@ -63,6 +71,11 @@ class GradientAlignedAlternator(Optimizer):
             initialised. Samples are then selected among the rows of all ranks, which take the same turns and record the
             same guides; ``uncertainty``, ``loss_fn`` and ``rule`` must give the same on all of them.
         fused: take the Triton kernels, which were never timed: no GPU was at hand.
+        measure_hurt: measure ``stats.hurt_before`` and ``stats.hurt_after``, the shares of every guide's selected
+            samples that the step hurts. A sample is hurt where its loss rises to first order. The step is one along the
+            gradient, as in plain descent. With ``align="update"`` it is the change of the weights: before surgery the
+            wrapped optimizer's, weight decay included, after surgery the one really made. Training stays the same to
+            the bit. Each guide costs a run of ``shared`` and two forward-mode passes.
 
     Raises:
         TypeError: an argument is not of the kind above.
@@ -102,6 +115,7 @@ class GradientAlignedAlternator(Optimizer):
         max_norm: float | None = None,
         process_group: dist.ProcessGroup | None = None,
         fused: bool = False,
+        measure_hurt: bool = False,
     ) -> None:
         _check_optimizer(optimizer)
         _check_shared(shared, optimizer)
@@ -121,6 +135,7 @@ class GradientAlignedAlternator(Optimizer):
         if fused:
             fused_kernels()
         self.rule, self.align, self.guides, self.fused = rule, align, guides, fused
+        self.measure_hurt = measure_hurt
         self._round = Round()
         self._tried: list[tuple[Rule, int]] = []
         # Optimizer.__init__ would overwrite the wrapped optimizer's groups and state; this makes its hooks alone.
@@ -228,7 +243,10 @@ class GradientAlignedAlternator(Optimizer):
         if self.fused:
             fused_kernels().check_device(next(iter(stepping.values())).device)
         with as_function(self.shared, next(iter(evidence.values())).features.device) as function:
-            whole = uncertain_gradients(function, evidence, self._choose, (self.loss_fn, self.max_norm), ranks)
+            settings = (self.loss_fn, self.max_norm)
+            whole, selected = uncertain_gradients(function, evidence, self._choose, settings, ranks)
+        if not self.measure_hurt:
+            selected.clear()  # their memory is free for the wrapped optimizer's step
         shards = Shards(list(stepping.values()))
         positions = [function.names.index(name) for name in stepping]
         guides = [shards.cut([gradient[position] for position in positions]) for gradient in whole]
@@ -236,12 +254,14 @@ class GradientAlignedAlternator(Optimizer):
             # In place: gradients may be views into a trainer's buckets.
             moved = shards.own([_dense_gradient(name, parameter) for name, parameter in stepping.items()])
             rows = [moved, *guides]
+            plain = [tensor.clone() for tensor in moved] if self.measure_hurt else moved
         else:
             self._try_rule(1 + len(guides), guides[0][0].device)
             moved = shards.own([parameter.detach() for parameter in stepping.values()])
             before = [tensor.clone() for tensor in moved]
             self.base.step()
-            rows = [moved, [earlier - now for earlier, now in zip(before, moved, strict=True)], *guides]
+            plain = [earlier - now for earlier, now in zip(before, moved, strict=True)]
+            rows = [moved, plain, *guides]
         joined, count = join(rows, self.fused), 1 + len(guides)
         products = shards.gramian(rows[-count:], joined.last(count))
         weights = change = weigh(products, self.rule)
@@ -249,7 +269,14 @@ class GradientAlignedAlternator(Optimizer):
             # The aligned descent d ends at before - sum(w v), which is now + (1 - w_0) d - the guides' part.
             change = torch.cat([torch.ones_like(weights[:1]), 1 - weights[:1], -weights[1:]])
         combine_into(moved, joined, change, cancels(products, weights))
-        self._round.finish(evidence, products, weights)
+        hurt = None
+        if self.measure_hurt:
+            applied = moved if self.align == "gradient" else [x - now for x, now in zip(before, moved, strict=True)]
+            directions = [dict(zip(stepping, shards.whole(parts), strict=True)) for parts in (plain, applied)]
+            at_first = _holding(moved, before) if self.align == "update" else nullcontext()
+            with at_first, as_function(self.shared, selected[0].features.device) as function:
+                hurt = hurt_shares(function, selected, directions, ranks)
+        self._round.finish(evidence, products, weights, hurt)
         if self.align == "gradient":
             self.base.step()
         return loss
@@ -360,6 +387,17 @@ def _name(shared: nn.Module) -> str:
 def _foreign(parameters: Mapping[str, nn.Parameter], groups: Sequence[dict[str, Any]]) -> list[str]:
     held = {id(parameter) for group in groups for parameter in group["params"]}
     return [name for name, parameter in parameters.items() if id(parameter) not in held]
+
+
+@contextmanager
+def _holding(tensors: list[Tensor], values: list[Tensor]) -> Iterator[None]:
+    """The tensors have other values meanwhile."""
+    own = [tensor.clone() for tensor in tensors]
+    try:
+        torch._foreach_copy_(tensors, values)
+        yield
+    finally:
+        torch._foreach_copy_(tensors, own)
 
 
 def _dense_gradient(name: str, parameter: nn.Parameter) -> Tensor:

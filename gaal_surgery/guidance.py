@@ -1,14 +1,15 @@
 """Which samples guide the surgery, and their gradient: uncertainty scores, selection, the guide gradient."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 import gaal_surgery.functional as functional
 from gaal_surgery.functional import LossFn, SharedFunction, Trace
-from gaal_surgery.per_sample import pulled_back_norms
+from gaal_surgery.per_sample import pulled_back_norms, pulled_back_products
 from gaal_surgery.rounds import Evidence
 from gaal_surgery.rows import SharedRows
 from gaal_surgery.surgery import check_number
@@ -16,6 +17,20 @@ from gaal_surgery.surgery import check_number
 Uncertainty = Callable[[Tensor], Tensor]
 Choice = Callable[[str, Tensor], Tensor]
 Settings = tuple[LossFn, float | None]
+
+
+class Selected(NamedTuple):
+    """The selected samples of a guide that this rank holds.
+
+    Attributes:
+        features: ``(r, ...)``, what the shared module takes; with several ranks all rows of this one.
+        cotangents: ``(r, ...)``, the gradient of the guide's loss with respect to their logits; 0 for other rows.
+        number: how many samples were selected, on all ranks.
+    """
+
+    features: Tensor
+    cotangents: Tensor
+    number: int
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -104,7 +119,8 @@ def guide_gradient(
     check_settings(max_norm=max_norm)
     functional.check_lengths(features, target)
     with functional.as_function(shared, features.device) as function:
-        gradient = _batch_gradient(function, function.as_input(features), target, loss_fn, max_norm)
+        trace, cotangents = _traced(function, function.as_input(features), target, loss_fn)
+        gradient = _mean_gradient(function, trace, cotangents, len(features), max_norm)
         return dict(zip(function.names, gradient, strict=True))
 
 
@@ -114,7 +130,7 @@ def uncertain_gradients(
     choose: Choice,
     settings: Settings,
     rows: SharedRows | None,
-) -> list[list[Tensor]]:
+) -> tuple[list[list[Tensor]], list[Selected]]:
     """Eqs. 6-8 in a row, for each guide: score the samples, select the most uncertain, return their mean gradient.
 
     With several ranks, samples are scored and selected among the rows of all ranks, and the loss, whose class weights
@@ -128,13 +144,14 @@ def uncertain_gradients(
         rows: how the batches lie on several ranks; None for a single process.
 
     Returns:
-        For each guide, a tensor for each of the function's parameters.
+        For each guide, a tensor for each of the function's parameters; and for each guide, the selected samples.
 
     Raises:
         ValueError: as :func:`guide_gradient`.
     """
     if rows is None:
-        return [_uncertain_gradient(function, name, its, choose, settings) for name, its in guides.items()]
+        each = [_uncertain_gradient(function, name, its, choose, settings) for name, its in guides.items()]
+        return [gradient for gradient, _ in each], [samples for _, samples in each]
     loss_fn, max_norm = settings
     traces = {}
     for name, its in guides.items():
@@ -144,7 +161,7 @@ def uncertain_gradients(
             traces[name] = function.trace(function.as_input(own))
     own_logits = {name: trace.logits[: len(guides[name].features)] for name, trace in traces.items()}
     logits, targets = rows.gather(own_logits, {name: its.target for name, its in guides.items()})
-    gradients = []
+    gradients, selected = [], []
     for name, trace in traces.items():
         with functional.explaining(f"guide {name!r}"):
             chosen = choose(name, logits[name])
@@ -156,16 +173,56 @@ def uncertain_gradients(
                 if len(own)
                 else [torch.zeros_like(parameter) for parameter in function.parameters]
             )
-    return rows.sum(gradients)
+            selected.append(Selected(trace.features[: len(own)], own, len(chosen)))
+    return rows.sum(gradients), selected
 
 
 def _uncertain_gradient(
     function: SharedFunction, name: str, guide: Evidence, choose: Choice, settings: Settings
-) -> list[Tensor]:
+) -> tuple[list[Tensor], Selected]:
+    loss_fn, max_norm = settings
     with functional.explaining(f"guide {name!r}"):
         features = function.as_input(guide.features)
         chosen = choose(name, function.logits(features))
-        return _batch_gradient(function, features[chosen], guide.target[chosen], *settings)
+        trace, cotangents = _traced(function, features[chosen], guide.target[chosen], loss_fn)
+        gradient = _mean_gradient(function, trace, cotangents, len(chosen), max_norm)
+        return gradient, Selected(trace.features, cotangents, len(chosen))
+
+
+def hurt_shares(
+    function: SharedFunction,
+    selected: Sequence[Selected],
+    directions: Sequence[Mapping[str, Tensor]],
+    rows: SharedRows | None,
+) -> Tensor:
+    """Share of every guide's selected samples whose gradient has a negative inner product with a direction.
+
+    A product that is 0 up to rounding, beside the sample's product with the first direction, is not negative.
+
+    Args:
+        function: the shared module, with the weights that the samples were selected at.
+        selected: as :func:`uncertain_gradients` gave them.
+        directions: whole tensors by parameter name; 0 for the parameters that they lack.
+        rows: how the batches lie on several ranks; None for a single process.
+
+    Returns:
+        ``(directions, guides)``, the same on all ranks.
+    """
+    named = list(zip(function.names, function.constants, strict=True))
+    whole = [tuple(its[name].to(x) if name in its else torch.zeros_like(x) for name, x in named) for its in directions]
+    hurt = []
+    for features, cotangents, _ in selected:
+        products = cotangents.new_zeros(len(whole), 0)  # a rank may hold no row of a guide
+        if len(features):
+            trace = function.trace(features)
+            products = torch.stack([pulled_back_products(function, trace, cotangents, its) for its in whole])
+        # Surgery may bring a product to 0, and rounding to either side of it.
+        rounding = torch.finfo(cotangents.dtype).eps ** 0.5 * products[0].abs()
+        hurt.append((products < -rounding).sum(dim=1, dtype=torch.float32))
+    counts = torch.stack(hurt, dim=1)
+    if rows is not None:
+        ((counts,),) = rows.sum([[counts]])
+    return torch.stack([its / each.number for its, each in zip(counts.unbind(1), selected, strict=True)], dim=1)
 
 
 def check_settings(fraction: float | Mapping[str, float] = 1, max_norm: float | None = None) -> None:
@@ -176,12 +233,9 @@ def check_settings(fraction: float | Mapping[str, float] = 1, max_norm: float | 
     check_number("max_norm", 1 if max_norm is None else max_norm, lambda x: x > 0, "a number or None", allowed)
 
 
-def _batch_gradient(
-    function: SharedFunction, features: Tensor, target: Tensor, loss_fn: LossFn, max_norm: float | None
-) -> list[Tensor]:
+def _traced(function: SharedFunction, features: Tensor, target: Tensor, loss_fn: LossFn) -> tuple[Trace, Tensor]:
     trace = function.trace(features)
-    cotangents = functional.logit_gradient(trace.logits, functional.as_constant(target), loss_fn)
-    return _mean_gradient(function, trace, cotangents, len(features), max_norm)
+    return trace, functional.logit_gradient(trace.logits, functional.as_constant(target), loss_fn)
 
 
 def _mean_gradient(

@@ -128,29 +128,36 @@ def per_sample_alignment(
         tangents = _tangents(function, direction)
         trace = function.trace(function.as_input(features))
         cotangents = len(features) * functional.logit_gradient(trace.logits, functional.as_constant(target), loss_fn)
-        if not function.parameters:
-            return 0 * functional.row_norms(cotangents)
+        return pulled_back_products(function, trace, cotangents, tangents)
 
-        def logits_of(*parameters: Tensor) -> Tensor:
-            return function.call(parameters, trace.features.clone())
 
-        try:
-            # At its first call torch's forward mode warns of what it imports.
-            with warnings.catch_warnings(action="ignore", category=FutureWarning):
-                moved = jvp(logits_of, (*function.constants,), tangents)[1]
-            wide = torch.promote_types(moved.dtype, torch.float32)
-            products: Tensor = (moved.to(wide) * cotangents.to(wide)).flatten(1).sum(dim=1)
-            # Forward mode misses backward hooks, and straight-through functions.
-            if not on_host(products) or _agree(products, _inner(trace.pull(cotangents), tangents)):
-                return products
-        except Exception:  # of many kinds: functions without a forward mode, in-place counters, compiled modules
-            pass
+def pulled_back_products(
+    function: SharedFunction, trace: Trace, cotangents: Tensor, tangents: tuple[Tensor, ...]
+) -> Tensor:
+    """Inner product of each sample's pulled-back cotangent with the tangents, ``(k,)``."""
+    if not function.parameters:
+        return 0 * functional.row_norms(cotangents)
 
-        def product(gradient: list[Tensor]) -> list[Tensor]:
-            return [_inner(gradient, tangents)]
+    def logits_of(*parameters: Tensor) -> Tensor:
+        return function.call(parameters, trace.features.clone())
 
-        (products,) = _of_each_sample(product, function, trace, cotangents, _samples_at_a_time(function))
-        return products
+    try:
+        # At its first call torch's forward mode warns of what it imports.
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            moved = jvp(logits_of, (*function.constants,), tangents)[1]
+        wide = torch.promote_types(moved.dtype, torch.float32)
+        products: Tensor = (moved.to(wide) * cotangents.to(wide)).flatten(1).sum(dim=1)
+        # Forward mode misses backward hooks, and straight-through functions.
+        if not on_host(products) or _agree(products, _inner(trace.pull(cotangents), tangents)):
+            return products
+    except Exception:  # of many kinds: functions without a forward mode, in-place counters, compiled modules
+        pass
+
+    def product(gradient: list[Tensor]) -> list[Tensor]:
+        return [_inner(gradient, tangents)]
+
+    (products,) = _of_each_sample(product, function, trace, cotangents, _samples_at_a_time(function))
+    return products
 
 
 def _tangents(function: SharedFunction, direction: Mapping[str, Tensor]) -> tuple[Tensor, ...]:

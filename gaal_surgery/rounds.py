@@ -95,9 +95,9 @@ class Round:
         """The modalities that guide the next step: those of the turn, or outside a round all that have evidence."""
         return tuple(self.evidence) if self.turn is None else self.turn.guides
 
-    def finish(self, guides: Iterable[str], products: Tensor, weights: Tensor) -> None:
+    def finish(self, guides: Iterable[str], *measured: Tensor | None) -> None:
         """Leave the statistics of a guided step. Outside a round, evidence serves one step."""
-        self.stats = AlignmentStats(self.turn.modality if self.turn else None, tuple(guides), products, weights)
+        self.stats = AlignmentStats(self.turn.modality if self.turn else None, tuple(guides), *measured)
         if self.turn is None:
             self.evidence.clear()
 

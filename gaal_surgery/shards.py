@@ -22,6 +22,7 @@ class Shards:
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
         self._layouts = [_layout(parameter) for parameter in parameters]
+        self._sizes = [(parameter.shape, parameter.stride()) for parameter in parameters]
         self._trivial = not any(self._layouts)
 
     def own(self, tensors: list[Any]) -> list[Tensor]:
@@ -41,6 +42,19 @@ class Shards:
                 whole = DTensor.from_local(tensors[i], mesh, [Replicate()] * len(placements), run_check=False)
                 parts[i] = whole.redistribute(placements=placements)
         return self.own(parts)
+
+    def whole(self, parts: list[Tensor]) -> list[Tensor]:
+        """Whole tensors, of which this rank holds these parts; one collective for each that is sharded."""
+        if self._trivial:
+            return parts
+        from torch.distributed.tensor import DTensor
+
+        tensors = list(parts)
+        for i, (layout, (shape, stride)) in enumerate(zip(self._layouts, self._sizes, strict=True)):
+            if layout is not None:
+                tensor = DTensor.from_local(parts[i], *layout, run_check=False, shape=shape, stride=stride)
+                tensors[i] = tensor.full_tensor()
+        return tensors
 
     def gramian(self, rows: list[list[Tensor]], joined: Joined) -> Tensor:
         """The Gramian of whole gradients, of which this rank holds these parts."""

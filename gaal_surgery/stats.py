@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _MEASURED = ("cosine_before", "cosine_after", "coefficient", "guide_norm", "intervened", "ignored")
 _COLUMNS = ("step", "modality", "guide", "gradient_norm", *_MEASURED)
+_HURT = ("hurt_before", "hurt_after")  # where they were measured
 
 
 def _by_guide(doc: str, measure: Callable[[Tensor, Tensor], Tensor]) -> Any:
@@ -24,6 +25,15 @@ def _by_guide(doc: str, measure: Callable[[Tensor, Tensor], Tensor]) -> Any:
         if stats.gramian is None or stats.weights is None:
             return {}
         return dict(zip(stats.guides, measure(stats.gramian, stats.weights)[1:].unbind(), strict=True))
+
+    return property(read, doc=doc)
+
+
+def _hurt_by_guide(doc: str, when: int) -> Any:
+    """A property: the shares of samples that a step hurts, before or after surgery, by guide."""
+
+    def read(stats: "AlignmentStats") -> Mapping[str, Tensor]:
+        return {} if stats.hurt is None else dict(zip(stats.guides, stats.hurt[when].unbind(), strict=True))
 
     return property(read, doc=doc)
 
@@ -42,13 +52,15 @@ class AlignmentStats:
     """Statistics of one aligned step, by guide; empty before the first one and after a step without guides.
 
     Everything is derived from the step's Gramian when it is read, as 0-dim tensors on the Gramian's device. Reading the
-    mappings costs a few small kernels and no synchronisation; not reading them costs nothing.
+    mappings costs a few small kernels and no synchronisation; not reading them costs nothing. Only ``hurt_before`` and
+    ``hurt_after`` are measured in the step itself, with ``measure_hurt=True``; otherwise they are empty.
 
     Attributes:
         modality: whose turn it was; None outside ``turns``.
         guides: the modalities that guided, in the order of the Gramian's rows 1 to m.
         gramian: ``(m + 1, m + 1)``; row 0 is the gradient (with ``align="update"`` the negative update).
         weights: ``(m + 1,)``, what the rule made of it.
+        hurt: ``(2, m)``, the shares behind ``hurt_before`` and ``hurt_after``; None where they were not measured.
 
     Example:
         >>> opposed = torch.tensor([[1.0, -1.0], [-1.0, 4.0]])
@@ -61,6 +73,7 @@ class AlignmentStats:
     guides: tuple[str, ...] = ()
     gramian: Tensor | None = None
     weights: Tensor | None = None
+    hurt: Tensor | None = None
 
     @property
     def gradient_norm(self) -> Tensor | None:
@@ -76,6 +89,8 @@ class AlignmentStats:
     coefficient = _by_guide("The multiple of each guide that surgery added (v of Eq. 5).", lambda g, w: w)
     intervened = _by_guide("Whether surgery added any of the guide, as boolean tensors.", lambda g, w: w != 0)
     ignored = _by_guide("Whether the guide was ignored as not finite.", lambda g, w: ~g.diagonal().isfinite())
+    hurt_before = _hurt_by_guide("Share of each guide's selected samples that the step hurts before surgery.", 0)
+    hurt_after = _hurt_by_guide("Share of each guide's selected samples that the step hurts after surgery.", 1)
 
 
 class ConflictMonitor:
@@ -110,26 +125,33 @@ class ConflictMonitor:
         Returns:
             The columns ``step``, ``modality`` (whose turn), ``guide``, ``gradient_norm``, ``cosine_before``,
             ``cosine_after``, ``coefficient``, ``guide_norm``, ``intervened`` and ``ignored``, as lists of one length.
+            ``hurt_before`` and ``hurt_after`` follow if a step measured them, with None for steps that did not.
         """
         rows = self._read()
-        return {column: [row[column] for row in rows] for column in _COLUMNS}
+        measured = [name for name in _HURT if any(name in row for row in rows)]
+        return {column: [row.get(column) for row in rows] for column in (*_COLUMNS, *measured)}
 
     def summary(self) -> list[dict[str, Any]]:
         """One row for every turn and guide: how often they were in conflict, and how often surgery intervened.
 
         Returns:
             Rows with ``modality``, ``guide``, ``steps``, ``conflict`` (share of steps with a cosine below 0 before
-            surgery), ``intervened`` (share of steps), ``cosine_before`` and ``cosine_after`` (means).
+            surgery), ``intervened`` (share of steps), ``cosine_before`` and ``cosine_after`` (means). ``hurt_before``
+            and ``hurt_after`` are the means over the steps that measured them, if one did.
         """
         return [
             {"modality": modality, "guide": guide, "steps": len(rows)}
             | {"conflict": fmean(row["cosine_before"] < 0 for row in rows)}
             | {name: fmean(row[name] for row in rows) for name in ("intervened", "cosine_before", "cosine_after")}
+            | _mean_hurt(rows)
             for (modality, guide), rows in self._groups().items()
         ]
 
     def plot(self, ax: "Axes | None" = None, *, smooth: int | None = None) -> "Axes":
         """Draw the cosine before surgery over the steps, by turn and guide, as in the paper's Figure 1(a).
+
+        The legend holds the share of steps in conflict and, where it was measured, the mean share of samples that a
+        step hurts before and after surgery.
 
         Args:
             ax: where to draw; None makes a new figure.
@@ -157,6 +179,8 @@ class ConflictMonitor:
             window = min(len(series), smooth or max(1, len(series) // 50))
             turn = f"{modality}'s turn, " if modality is not None else ""
             label = f"{turn}guide {guide}: {fmean((cosines < 0).tolist()):.0%} in conflict"
+            if hurt := _mean_hurt(series):
+                label += ", hurt samples {hurt_before:.0%}, after surgery {hurt_after:.0%}".format_map(hurt)
             (line,) = ax.plot(steps[window - 1 :], cosines.unfold(0, window, 1).mean(dim=1), label=label)
             ax.scatter(steps, cosines, s=3, alpha=0.25, color=line.get_color(), linewidths=0)
         ax.axhline(0, color="black", linewidth=0.8)
@@ -187,6 +211,13 @@ class ConflictMonitor:
             for guide in stats.guides:
                 row = {"step": step, "modality": stats.modality, "guide": guide, "gradient_norm": stats.gradient_norm}
                 row |= {name: getattr(stats, name)[guide] for name in _MEASURED}
+                row |= {name: getattr(stats, name)[guide] for name in _HURT if stats.hurt is not None}
                 self._rows.append({k: x.item() if isinstance(x, Tensor) else x for k, x in row.items()})
         self._unread.clear()
         return self._rows
+
+
+def _mean_hurt(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """The means over the rows that measured the shares of samples that are hurt; nothing where none did."""
+    measured = [row for row in rows if _HURT[0] in row]
+    return {name: fmean(row[name] for row in measured) for name in _HURT if measured}

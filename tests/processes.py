@@ -44,7 +44,7 @@ def _worker(rank):
 
 
 def _leave_group(rank):
-    """Ends the rank's membership, and its process where it cannot: torch 2.6 may wait for threads of its own for ever."""
+    """Ends the rank's membership, and its process where it cannot: torch 2.6 may wait for its own threads for ever."""
     try:
         _worker(rank).submit(_leave).result()
     except BrokenProcessPool:

@@ -594,3 +594,138 @@ def test_statistics_describe_the_step(batch):
     )
     assert float(stats.gradient_norm) == pytest.approx(norm, rel=1e-5)
     assert all(isinstance(value, torch.Tensor) and value.ndim == 0 for value in stats.coefficient.values())
+
+
+# The samples that a step hurts.
+
+
+def used_twice():
+    return nn.Sequential(*[nn.Linear(reference.HIDDEN, reference.HIDDEN)] * 2, nn.Tanh(), nn.Linear(4, 3))
+
+
+def with_frozen_layer():
+    head = nn.Sequential(nn.Linear(reference.HIDDEN, 6), nn.Tanh(), nn.Linear(6, 3))
+    head[0].requires_grad_(False)
+    return head
+
+
+def normalised_with_dropout():
+    return nn.Sequential(nn.BatchNorm1d(reference.HIDDEN), nn.Dropout(0.5), nn.Linear(reference.HIDDEN, 3))
+
+
+HURT_HEADS = pytest.mark.parametrize("head", [None, used_twice, with_frozen_layer, normalised_with_dropout])
+
+
+def products_by_hand(head, features, target, direction):
+    """Inner products of the selected samples' gradients with a vector of the parameters that have a gradient."""
+    chosen = reference.most_uncertain(head.eval(), features, 0.5)
+    each = gaal_surgery.per_sample_gradients(head, features[chosen], target[chosen], F.cross_entropy)
+    named = dict(head.named_parameters())
+    moving = [gradient.flatten(1) for name, gradient in each.items() if named[name].grad is not None]
+    return (torch.cat(moving, dim=1) @ direction).numpy()
+
+
+def vector(tensors):
+    return torch.cat([tensor.detach().clone().flatten() for tensor in tensors])
+
+
+@pytest.mark.parametrize("without_gradient", [False, True])
+@pytest.mark.parametrize("guides", ["previous", "others"])
+@HURT_HEADS
+@ALIGN
+def test_hurt_samples_are_those_of_the_samples_gradients(head, align, guides, without_gradient):
+    """The cached features guide turns of this round and the next; gradients add up over two micro-batches."""
+    names = ("a", "b", "c")
+    model, optimizer = build(*names, head=head, dtype=torch.float64, align=align, guides=guides, measure_hurt=True)
+    seen = set()
+    features = {}
+    for batch in reference.make_batches(3, *names, size=12, dtype=torch.float64):
+        for turn in optimizer.turns(*names):
+            for rows in torch.arange(12).chunk(2):
+                half = {name: inputs[rows] for name, inputs in batch[0].items()}, batch[1][rows]
+                backward(model, half, turn.modality)
+            first = next(p for p in model.head.parameters() if p.requires_grad)
+            first.grad = None if without_gradient else first.grad
+            moving = [p for p in model.head.parameters() if p.grad is not None]
+            before, weights = copy.deepcopy(model.head), vector(moving)
+            for own, copied in zip(model.head.parameters(), before.parameters(), strict=True):
+                copied.grad = None if own.grad is None else own.grad.clone()
+            twin, bare = twin_of(model, optimizer)
+            for own, copied in zip(model.parameters(), twin.parameters(), strict=True):
+                copied.grad = None if own.grad is None else own.grad.clone()
+            gradient = vector(p.grad for p in moving)
+            optimizer.step()
+            bare.step()
+            directions = gradient, vector(p.grad for p in moving)
+            if align == "update":
+                plain = vector(p for p in twin.head.parameters() if p.grad is not None)
+                directions = weights - plain, weights - vector(moving)
+            stats = optimizer.stats
+            assert tuple(stats.hurt_before) == tuple(stats.hurt_after) == stats.guides
+            for guide in stats.guides:
+                for shares, direction in zip((stats.hurt_before, stats.hurt_after), directions, strict=True):
+                    products = products_by_hand(before, *features[guide], direction)
+                    # Two guides may leave nothing of a gradient but rounding.
+                    assert shares[guide].item() == pytest.approx((products < -1e-12).mean())
+                    seen.add(shares[guide].item())
+            inputs = batch[0][turn.modality]
+            features[turn.modality] = model.encoders[turn.modality](inputs).detach(), batch[1]
+            optimizer.guide(turn.modality, *features[turn.modality])
+            optimizer.zero_grad()
+    assert len(seen) > 2
+
+
+@ALIGN
+def test_after_surgery_the_mean_sample_is_not_hurt_and_single_ones_may_be(align):
+    model, optimizer = build(dtype=torch.float64, align=align, measure_hurt=True, inner=ADAMW)
+    objected, shares = 0, []
+    for inputs, target in reference.make_batches(10, size=16, dtype=torch.float64):
+        features = model.encoders["table"](inputs["table"]).detach()
+        before, weights = copy.deepcopy(model.head), vector(model.head.parameters())
+        backward(model, (inputs, target))
+        target = (target + 1) % 3  # the guide disagrees
+        optimizer.guide("table", features, target)
+        optimizer.step()
+        for own, copied in zip(model.head.parameters(), before.parameters(), strict=True):
+            copied.grad = own.grad
+        applied = vector(p.grad for p in model.head.parameters())
+        applied = applied if align == "gradient" else weights - vector(model.head.parameters())
+        products = products_by_hand(before, features, target, applied)
+        assert products.mean() >= -1e-12
+        assert optimizer.stats.hurt_after["table"].item() == (products < 0).mean()
+        objected += bool(optimizer.stats.intervened["table"])
+        shares.append(optimizer.stats.hurt_after["table"].item())
+        optimizer.zero_grad()
+    assert objected > 2
+    assert 0 < max(shares) < 1
+
+
+@ALIGN
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_selected_sample_is_hurt_before_surgery_alone(dtype, align):
+    """Surgery brings its product to 0; to which side of 0 it is rounded does not count."""
+    model, optimizer = build(dtype=dtype, align=align, measure_hurt=True, fraction=1e-9)
+    monitor = gaal_surgery.ConflictMonitor()
+    for batch in reference.make_batches(20, dtype=dtype):
+        for _, stats in reference.take_turns(optimizer, model, batch):
+            monitor.update(stats)
+    history = monitor.history()
+    assert history["hurt_before"] == history["intervened"]
+    assert 0 < sum(history["hurt_before"]) < len(history["step"])
+    assert not any(history["hurt_after"])
+
+
+@pytest.mark.parametrize("inner", [SGD, ADAMW], ids=["sgd_momentum", "adamw"])
+@HURT_HEADS
+@ALIGN
+def test_measuring_hurt_samples_changes_nothing(head, inner, align):
+    runs = []
+    for measure_hurt in (False, True):
+        model, optimizer = build("a", "b", "c", head=head, inner=inner, align=align, measure_hurt=measure_hurt)
+        torch.manual_seed(0)  # of dropout
+        for batch in reference.make_batches(4, "a", "b", "c"):
+            for _, stats in reference.take_turns(optimizer, model, batch):
+                assert bool(stats.hurt_before) == bool(stats.hurt_after) == measure_hurt
+        assert all(module.training for module in model.modules())
+        runs.append((frozen_copy(model, optimizer), torch.get_rng_state(), stats.gramian, stats.weights))
+    assert_identical(*runs)

@@ -137,7 +137,7 @@ def train(case, group=None):
                 optimizer.guide(turn.modality, features.detach(), case.own(target))
             optimizer.zero_grad()
             stats = optimizer.stats
-            history.append((stats.guides, stats.gramian, stats.weights))
+            history.append((stats.guides, stats.gramian, stats.weights, *([] if stats.hurt is None else [stats.hurt])))
     return whole(model), history
 
 
@@ -159,7 +159,9 @@ def assert_equal_to_one_process(case, tolerance=1e-12):
     for (guides, *measured), (its_guides, *expected) in zip(history, its_history, strict=True):
         assert guides == its_guides
         torch.testing.assert_close(measured, expected, rtol=100 * tolerance, atol=100 * tolerance)
-    assert any(weights is not None and weights[1:].any() for *_, weights in its_history), "surgery had nothing to do"
+    acted = [weights is not None and weights[1:].any() for _, _, weights, *_ in its_history]
+    assert any(acted), "surgery had nothing to do"
+    return its_history
 
 
 SHARDS = pytest.mark.parametrize("shards", [(4, 4), (5, 3), (8, 0), (3, 1, 4)], ids=str)
@@ -326,6 +328,22 @@ SHARDED = {
 @ALIGN
 def test_under_fully_sharded_data_parallel(case, align):
     assert_equal_to_one_process(replace(case, settings={**case.settings, "align": align}))
+
+
+HURT = {
+    "no_rows_on_a_rank": Case((5, 0, 3), ("image", "table", "audio"), settings={"guides": "others"}),
+    "class_weights": Case((5, 3), head=mlp, loss_fn=weighted_cross_entropy),
+    "sharded_layers": pytest.param(Case((4, 4), parallel=shard_layers_of_the_head, head=mlp), marks=on_a_cpu),
+    "three_shards": pytest.param(Case((2, 2, 2), parallel=shard_all, inner=ADAMW), marks=on_a_cpu),
+}
+
+
+@pytest.mark.parametrize("case", HURT.values(), ids=HURT)
+@ALIGN
+def test_hurt_samples_are_counted_over_all_ranks(case, align):
+    case = replace(case, settings={"measure_hurt": True, "rule": HalfSpace(), "align": align, **case.settings})
+    shares = torch.cat([hurt for *_, hurt in assert_equal_to_one_process(case)], dim=1)
+    assert shares.unique().numel() > 1
 
 
 def leave_the_head_unsharded():

@@ -40,6 +40,7 @@ OPTIONS = {
     "clipped": {"max_norm": 0.5},
     "by_modality": {"fraction": {"a": 0.5, "b": 0.2, "c": 1.0}},
     "margin_score": {"uncertainty": lambda logits: -logits.topk(2, dim=1).values.diff(dim=1)[:, 0].abs()},
+    "hurt_measured": {"measure_hurt": True},
     "smoothed": {"loss_fn": nn.CrossEntropyLoss(label_smoothing=0.1)},
 }
 HEADS = {

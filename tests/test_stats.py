@@ -1,5 +1,6 @@
 import json
 import sys
+from dataclasses import replace
 
 import matplotlib as mpl
 import numpy as np
@@ -7,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from hypothesis import given
+from matplotlib.figure import Figure
 from strategies import problems
 
 from gaal_surgery import AlignmentStats, ConflictMonitor, HalfSpace, Orthogonal, gramian
@@ -24,6 +26,12 @@ def stats_of(gradient, guides, rule=RULE, modality="tactile"):
     vectors = [torch.as_tensor(vector, dtype=torch.float64) for vector in (gradient, *guides)]
     products = gramian(vectors)
     return AlignmentStats(modality, NAMES[: len(guides)], products, weigh(products, rule))
+
+
+def measured(before, after, modality="tactile"):
+    """A step in conflict with its guides, whose samples it hurts in these shares."""
+    stats = stats_of([3.0, 4.0], [[-2.0, 0.0]] * len(before), modality=modality)
+    return replace(stats, hurt=torch.tensor([before, after]))
 
 
 def values(mapping):
@@ -75,8 +83,15 @@ class TestAlignmentStats:
         for name in ("cosine_before", "cosine_after", "coefficient", "intervened", "ignored"):
             assert values(getattr(stats, name)) == [0]
 
+    def test_hold_the_shares_of_hurt_samples_where_they_were_measured(self):
+        stats = measured([0.75, 0.5], [0.25, 0.5])
+        assert {name: share.item() for name, share in stats.hurt_before.items()} == {"image": 0.75, "table": 0.5}
+        assert {name: share.item() for name, share in stats.hurt_after.items()} == {"image": 0.25, "table": 0.5}
+        assert stats_of([3.0, 4.0], [[-1.0, 0.0]]).hurt_before == {}
+
     def test_are_empty_before_the_first_step(self):
         stats = AlignmentStats()
+        assert stats.hurt_before == stats.hurt_after == {}
         assert stats.modality is None
         assert stats.gradient_norm is None
         assert all(getattr(stats, name) == {} for name in MAPPINGS)
@@ -178,6 +193,32 @@ class TestConflictMonitor:
             each.history()
         assert json.dumps(state) == expected
 
+    def test_hurt_samples_are_recorded_where_they_were_measured(self, monitor):
+        monitor.update(measured([0.75], [0.5], modality="table"))
+        monitor.update(measured([0.25], [0.0], modality="table"))
+        history = monitor.history()
+        assert list(history) == [*COLUMNS, "hurt_before", "hurt_after"]
+        assert history["hurt_before"] == [None] * 4 + [0.75, 0.25]
+        assert history["hurt_after"] == [None] * 4 + [0.5, 0]
+        table, *others = monitor.summary()
+        assert (table["steps"], table["hurt_before"], table["hurt_after"]) == (4, 0.5, 0.25)
+        assert not any("hurt_before" in row or "hurt_after" in row for row in others)
+        axes = monitor.plot(Figure().add_subplot())
+        labels = [text.get_text() for text in axes.get_legend().get_texts()]
+        assert labels[0] == "table's turn, guide image: 75% in conflict, hurt samples 50%, after surgery 25%"
+        assert labels[1] == "guide image: 0% in conflict"
+
+    def test_a_checkpoint_from_before_hurt_samples_were_measured_goes_on(self, monitor):
+        resumed = ConflictMonitor()
+        resumed.load_state_dict(json.loads(json.dumps(monitor.state_dict())))
+        for each in (monitor, resumed):
+            each.update(measured([0.75], [0.5], modality="table"))
+        again = ConflictMonitor()
+        again.load_state_dict(json.loads(json.dumps(resumed.state_dict())))
+        assert again.history() == resumed.history() == monitor.history()
+        assert again.history()["hurt_after"] == [None] * 4 + [0.5]
+        assert again.summary() == monitor.summary()
+
     def test_plots_every_turn_and_guide_with_its_share_of_conflict(self, monitor):
         mpl.use("agg")
         axes = monitor.plot()
@@ -196,7 +237,7 @@ class TestConflictMonitor:
         ("smooth", "steps", "drawn"), [(1, [0, 3], [-0.6, 0]), (2, [3], [-0.3]), (100, [3], [-0.3])]
     )
     def test_plots_on_given_axes_the_running_mean_asked_for(self, monitor, smooth, steps, drawn):
-        figure = mpl.figure.Figure()
+        figure = Figure()
         axes = figure.add_subplot()
         assert monitor.plot(axes, smooth=smooth) is axes
         np.testing.assert_allclose(axes.lines[0].get_xydata(), list(zip(steps, drawn, strict=True)), atol=1e-12)

@@ -20,6 +20,8 @@ from tabular_image.methods import SETTINGS
 from tabular_image.methods.settings import NoSettings
 from tabular_image.options import Options
 
+FEATURES = "-features"  # ends the names of sets that are compared under the second protocol
+
 # One protocol for every method: the small CNN and the MLP, 32 pixels, light augmentation, a cosine schedule, and the
 # epoch with the best validation accuracy. Epochs are few, so that a table takes two cores an hour, not a day.
 _COMMON: dict[str, Any] = {"image_size": 32, "augment": True, "schedule": "cosine", "batch_size": 64}
@@ -32,6 +34,13 @@ SETS: dict[str, dict[str, Any]] = {
     "houses": {"dataset": "houses", "epochs": 10, "folds": 5, "validation": 0.15},
     **{name: {"dataset": name, "epochs": 15, "image_size": None} for name in ("dvm", "celeba", "sun", "digits")},
 }
+# The same sets with an MLP on fixed features of the pictures as image encoder: a run takes seconds.
+_FEATURES: dict[str, Any] = {"image_encoder": "features", "image_size": 64, "augment": False}
+_LONGER = {"fashion": 10, "houses": 20}
+SETS |= {
+    f"{name}{FEATURES}": SETS[name] | _FEATURES | ({"epochs": _LONGER[name]} if name in _LONGER else {})
+    for name in ("leaves100-texture", "leaves100-margin", "fashion", "houses")
+}
 
 Block = Literal["one modality", "fused", "image alone at test time"]
 
@@ -43,7 +52,7 @@ class Row:
     Attributes:
         method: as `train.py --method` names it, or a key of `classical.MODELS`.
         block: with which lines it is compared, and by which prediction.
-        settings: of the method, where they differ from its defaults.
+        settings: of the method, or options of train.py, where they differ from the defaults.
         paper: the line of the paper's Table I.
         searched: values of the method's own settings that the hyper-parameter search may choose.
         stages: settings that are lengths of earlier stages, as multiples of the set's epochs.
@@ -68,6 +77,7 @@ class Row:
 # in papers and released code. Concatenation, alternation and the single modalities have none that act on training. The
 # default comes first: the draws of `Search` then try all values of such a pair in three trials.
 _GAAL = {"image_fraction": (0.5, 0.25, 1.0), "table_fraction": (0.5, 0.25, 1.0)}
+_CALIBRATED = {"fusion": "calibrated"}
 _PRETRAINED = {"corruption": (0.3, 0.1, 0.5), "temperature": (0.1, 0.05, 0.2)}
 _MISSING: Block = "image alone at test time"
 ROWS: dict[str, Row] = {
@@ -103,6 +113,18 @@ ROWS: dict[str, Row] = {
     "gaal": Row("gaal", paper="GAAL", searched=_GAAL),
     "gaal-dualfloor": Row("gaal", settings={"rule": "dualfloor"}, searched=_GAAL),
     "gaal-update": Row("gaal", settings={"align": "update"}, searched=_GAAL),
+    "alternating-calibrated": Row("alternating", settings=_CALIBRATED),
+    "gaal-calibrated": Row("gaal", settings=_CALIBRATED, searched=_GAAL),
+    "gaal-joint": Row("gaal_joint", settings=_CALIBRATED, searched=_GAAL),
+    "gaal-joint-mean": Row("gaal_joint", searched=_GAAL),
+    "gaal-joint-auto": Row("gaal_joint", settings={"fusion": "auto"}, searched=_GAAL),
+    "gaal-joint-guided": Row("gaal_joint", settings=_CALIBRATED | {"guided": True}, searched=_GAAL),
+    "gaal-joint-own": Row("gaal_joint", settings=_CALIBRATED | {"head": "own"}, searched=_GAAL),
+    "gaal-joint-encoders": Row("gaal_joint", settings=_CALIBRATED | {"gradient": "encoders"}, searched=_GAAL),
+    "alternating-joint": Row("gaal_joint", settings=_CALIBRATED | {"rule": "none"}),
+    "alternating-joint-own-encoders": Row(
+        "gaal_joint", settings=_CALIBRATED | {"rule": "none", "head": "own", "gradient": "encoders"}
+    ),
     "kd": Row(
         "kd",
         _MISSING,
@@ -213,10 +235,10 @@ def known_rows(names: Sequence[str] | None) -> list[str]:
 def row_options(base: Options, row: Row, **changes: Any) -> Options:
     """A set's options with the method of a row; `changes` are settings of the method or options of train.py."""
     kind = SETTINGS.get(row.method, NoSettings)
+    changes = row.settings | {name: max(1, round(share * base.epochs)) for name, share in row.stages.items()} | changes
     own = {name: value for name, value in changes.items() if name in kind.__dataclass_fields__}
     common = {name: value for name, value in changes.items() if name not in own}
-    stages = {name: max(1, round(share * base.epochs)) for name, share in row.stages.items()}
-    return replace(base, method=row.method, settings=kind(**(row.settings | stages | own)), **common)
+    return replace(base, method=row.method, settings=kind(**own), **common)
 
 
 def repeated(which: DataSet, row_name: str, options: Options, seeds: int) -> list[Run]:

@@ -21,18 +21,22 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import classical
+import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from tabular_image import run as pipeline
 from tabular_image.data import Samples
+from tabular_image.data.features import with_features
 from tabular_image.data.identity import fingerprinted, identity
 from tabular_image.data.images import in_memory, without
 from tabular_image.errors import InputError
+from tabular_image.files import replacing
 from tabular_image.options import Options
 from tqdm import tqdm
 
@@ -325,7 +329,7 @@ def _carry_out(run: Run, machine: Machine) -> dict[str, Any] | None:
         try:
             if not (folder / "results.json").exists():
                 carried_out = classical.run if options.method in classical.MODELS else pipeline.run
-                carried_out(options, _samples(options, run.data))
+                carried_out(options, _samples(options, run.data, Path(machine.folder)))
             return figures_of(run, folder)
         except Exception as error:
             print(f"error: {error}" if isinstance(error, InputError) else traceback.format_exc())
@@ -338,13 +342,13 @@ def _carry_out(run: Run, machine: Machine) -> dict[str, Any] | None:
 _READ: dict[str, Samples] = {}  # the data set that a worker read last
 
 
-def _samples(options: Options, data: str) -> Samples:
+def _samples(options: Options, data: str, folder: Path) -> Samples:
     """The data set; runs of one set follow one another, so a worker reads it once.
 
     Raises:
         InputError: its digest is no longer `data`, or the data cannot be read.
     """
-    names = ("dataset", "data_root", "image_size", "skip_corrupt", *pipeline.SAMPLE_OPTIONS)
+    names = ("dataset", "data_root", "image_size", "image_encoder", "skip_corrupt", *pipeline.SAMPLE_OPTIONS)
     which = repr([data, *(getattr(options, name) for name in names)])
     if which not in _READ:
         samples = fingerprinted(pipeline.read_samples(options))
@@ -353,11 +357,23 @@ def _samples(options: Options, data: str) -> Samples:
                 f"the data of {samples.name} changed while the benchmark was at work; start it again to train on the "
                 "data as they are now, or restore them"
             )
-        if not options.skip_corrupt:
+        if options.image_encoder == "features" and not options.skip_corrupt:
+            samples = _with_features(samples, options.image_size or samples.image_size, data, folder)
+        elif not options.skip_corrupt:
             samples = without(*in_memory(samples, options.image_size or samples.image_size, threads=1), skip=False)
         _READ.clear()
         _READ[which] = samples
     return _READ[which]
+
+
+def _with_features(samples: Samples, size: int, data: str, folder: Path) -> Samples:
+    """The data set with the features of its pictures, which take a minute once, and come from a file after that."""
+    place = folder / f"features-{data}-{size}-{version('scikit-image')}.npy"
+    with FileLock(f"{place}.lock"):
+        if not place.exists():
+            with replacing(place) as temporary, temporary.open("wb") as file:
+                np.save(file, with_features(samples, size, skip=False).features)
+        return replace(samples, features=np.load(place))
 
 
 def figures_of(run: Run, folder: Path) -> dict[str, Any]:

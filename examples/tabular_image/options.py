@@ -74,9 +74,9 @@ class Options:
     colours, which are computed once: good where pictures are few."""
     pretrained: bool = False
     """Start a ResNet from ImageNet weights."""
-    fusion: Literal["mean", "product", "calibrated"] = "mean"
-    """How the two predictions become one: the mean of the logits, the product of experts (which knows the class
-    frequencies), or weights fitted on the validation split."""
+    fusion: Literal["mean", "product", "calibrated", "auto"] = "mean"
+    """How the predictions become one: the mean of the logits, the product of experts (which knows the class
+    frequencies), or weights fitted on the validation split; auto takes that of the least cross-validated loss there."""
 
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
     """Optimizer."""

@@ -84,7 +84,7 @@ def report(
         "validation": validation,
         "without_table": {name: figures["accuracy"] for name, figures in without_table.items()},
         "without_table_measures": without_table,
-        "fusion": options.fusion if "fused" in predictions and "fused" not in logits else None,
+        "fusion": method.fusion if "fused" in predictions and "fused" not in logits else None,
         "fusions": {
             name: {split: figures["accuracy"] for split, figures in by_split.items()}
             for name, by_split in fusions.items()

@@ -26,7 +26,7 @@ from tabular_image.report import _confusion
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "tabular_image" / "train.py"
 WRITTEN = ["config.yaml", "data.json", "metrics.csv", "best.ckpt", "last.ckpt", "results.json", "predictions.csv"]
-MONITORED = ("alternating", "gaal", "gaal_star")
+MONITORED = ("alternating", "gaal", "gaal_joint", "gaal_star")
 IMAGE_ALONE = ("image", "kd", "mfh", "fmr", "mmcl", "charms", "gaal_star")
 # Every state that a resumed run must find again: momentum, schedule, guides, calibration, augmentation, patience.
 STATEFUL = {

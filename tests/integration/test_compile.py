@@ -149,10 +149,11 @@ class PlainSGD(torch.optim.Optimizer):
 
 @ALIGN
 @pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("measure_hurt", [False, True])
 @in_one_graph
-def test_the_aligned_step_compiles_into_one_graph(count, align, batch, dynamo):
+def test_the_aligned_step_compiles_into_one_graph(count, align, measure_hurt, batch, dynamo):
     def run(compile_):
-        model, optimizer = build(inner=PlainSGD, align=align, rule=DEMANDING)
+        model, optimizer = build(inner=PlainSGD, align=align, rule=DEMANDING, measure_hurt=measure_hurt)
         step = compile_(optimizer.step)
         for _ in range(3):
             evidence = backward(model, batch)
@@ -161,7 +162,7 @@ def test_the_aligned_step_compiles_into_one_graph(count, align, batch, dynamo):
             step()
             optimizer.zero_grad()
             assert len(optimizer.stats.guides) == count
-        return model.state_dict()
+        return model.state_dict(), list(optimizer.stats.hurt_after.values())
 
     torch.testing.assert_close(run(compiled), run(lambda step: step))
 

@@ -138,10 +138,10 @@ class TabularImageData(L.LightningDataModule):
         return self._loader(self._dataset("val"))
 
     def test_dataloader(self, *, table: bool = True) -> DataLoader[Batch]:
-        """In order, never augmented; `table=False` gives tables of zeros, as when they are absent."""
+        """In order, never augmented; `table=False` leaves the table out of the batches, as when it is absent."""
         dataset = self._dataset("test")
         if not table:
-            dataset.table = torch.zeros_like(dataset.table)
+            dataset.table = None
         return self._loader(dataset)
 
     def predict_dataloader(self) -> DataLoader[Batch]:
@@ -179,7 +179,7 @@ class RowDataset(Dataset[Loaded]):
     def __init__(
         self,
         samples: Samples,
-        table: Tensor,
+        table: Tensor | None,
         target: Tensor,
         rows: np.ndarray,
         image_size: int,
@@ -203,7 +203,7 @@ class RowDataset(Dataset[Loaded]):
         images, problems = self._images(rows, draws) if self.features is None else (self.features[rows], {})
         batch = {
             "image": images,
-            "table": self.table[rows],
+            **({} if self.table is None else {"table": self.table[rows]}),
             "target": self.target[rows],
             "row": torch.from_numpy(rows),
         }

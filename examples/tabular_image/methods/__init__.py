@@ -25,6 +25,7 @@ _REGISTERED: dict[str, tuple[str, type[Any]]] = {
     "lfm": ("lfm:LFM", of.LFMSettings),
     "alternating": ("alternating:Alternating", of.AlternatingSettings),
     "gaal": ("gaal:GAAL", of.GAALSettings),
+    "gaal_joint": ("gaal_joint:GAALJoint", of.GAALJointSettings),
     "kd": ("kd:KD", of.KDSettings),
     "mfh": ("mfh:MFH", of.MFHSettings),
     "fmr": ("fmr:FMR", of.FMRSettings),

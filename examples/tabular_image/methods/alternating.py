@@ -39,6 +39,10 @@ class Alternating(Monitored):
         """Logits (B, C) under "image" and "table"."""
         return {modality: self.head(encoder(batch[modality])) for modality, encoder in self.encoders.items()}
 
+    def fractions(self) -> dict[str, float]:
+        """Share of the uncertain samples that guide, by modality."""
+        return {"image": self.settings.image_fraction, "table": self.settings.table_fraction}
+
     def rule(self) -> Callable[[Tensor], Tensor]:
         """The rule that keeps every gradient."""
         return keep_gradient
@@ -49,7 +53,8 @@ class Alternating(Monitored):
         return GradientAlignedAlternator(
             super().build_optimizer(modules),
             self.head,
-            fraction={"image": settings.image_fraction, "table": settings.table_fraction},
+            guides="others",
+            fraction=self.fractions(),
             uncertainty=entropy if settings.uncertainty == "entropy" else random_scores,
             rule=self.rule(),
             align=settings.align,

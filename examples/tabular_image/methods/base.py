@@ -21,6 +21,7 @@ from ..errors import DivergenceError, InputError
 from ..metrics import accuracy
 from ..models import TableMLP, image_encoder
 from ..options import Options
+from .fusion import FUSIONS, fusion_losses
 from .settings import NoSettings
 
 Logits = dict[str, Tensor]
@@ -58,6 +59,8 @@ class Method(L.LightningModule):
         several_processes: whether it may train in several, because its loss is a mean over the rows of a batch.
         settings: its instance.
         modalities: those that the method trains and predicts from.
+        voices: the predictions that are fused.
+        takes_image_alone: whether `forward` takes a batch without a table; others get a table of zeros.
         encoders: an encoder by modality, each to (B, width).
         width: features of each encoder.
         classes: number of classes C.
@@ -66,21 +69,25 @@ class Method(L.LightningModule):
     Settings: ClassVar[type[Any]] = NoSettings
     several_processes: ClassVar[bool] = False
     modalities: ClassVar[tuple[str, ...]] = ("image", "table")
+    voices: ClassVar[tuple[str, ...]] = ("image", "table")
+    takes_image_alone: ClassVar[bool] = False
     log_prior: Tensor
+    chosen: Tensor
 
     def __init__(self, data: TabularImageData, options: Options) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.options = options
         self.settings = self.Settings() if options.settings is None else options.settings
-        self.classes = len(data.class_counts)
+        self.classes, self.table_width = len(data.class_counts), data.table_width
         image = image_encoder(options.image_encoder, data.channels, options.pretrained and "image" in self.modalities)
         encoders = {"image": image, "table": TableMLP(data.table_width, image.width)}
         self.width: int = image.width
         self.encoders = nn.ModuleDict({modality: encoders[modality] for modality in self.modalities})
+        self.register_buffer("chosen", torch.tensor(0))
         self.register_buffer("log_prior", (data.class_counts / data.class_counts.sum()).log())
         # Fitted by itself, never by the optimizer.
-        self.calibrated = CalibratedFusion(self.modalities, self.classes).requires_grad_(False)
+        self.calibrated = CalibratedFusion(self.voices, self.classes).requires_grad_(False)
         self._validation: list[dict[str, Any]] = []
         self._unchecked: list[tuple[int, dict[str, Tensor]]] = []
 
@@ -210,26 +217,44 @@ class Method(L.LightningModule):
     # Predictions.
 
     def fusions(self, logits: Logits) -> Logits:
-        """The three fusions (B, C) of image and table, by name; none where the method does not predict from both."""
-        if not {"image", "table"} <= logits.keys():
-            return {}
-        unimodal = {modality: logits[modality] for modality in ("image", "table")}
+        """The three fusions (B, C) of the voices, by name; none where the method does not predict from all of them."""
+        return self.fused_by(self.calibrated, logits) if set(self.voices) <= logits.keys() else {}
+
+    def fused_by(self, calibrated: CalibratedFusion, logits: Logits) -> Logits:
+        """The three fusions (B, C), the mean and the calibrated sum of the voices that `calibrated` has."""
+        voices = {voice: logits[voice] for voice in calibrated.modalities}
+        unimodal = [logits[modality] for modality in ("image", "table")]
         return {
-            "mean": fuse_logits(unimodal),
+            "mean": fuse_logits(voices),
             "product": fuse_logits(unimodal, log_prior=self.log_prior),
-            "calibrated": self.calibrated(unimodal),
+            "calibrated": calibrated(voices),
         }
+
+    def fit_fusions(self, logits: Logits, target: Tensor) -> None:
+        """Fit the calibrated fusion to validation rows, and with `--fusion auto` choose the best of the three."""
+        voices = {voice: logits[voice] for voice in self.voices}
+        self.calibrated.fit(voices, target)
+        if self.options.fusion == "auto":
+            losses = fusion_losses(self.calibrated, self.fused_by(self.calibrated, logits), voices, target)
+            self.chosen.fill_(FUSIONS.index(min(losses, key=lambda name: losses[name])))
+
+    @property
+    def fusion(self) -> str:
+        """The fusion that the prediction is made by: `--fusion`, or what `auto` chose."""
+        return FUSIONS[int(self.chosen)] if self.options.fusion == "auto" else self.options.fusion
 
     def predictions(self, logits: Logits) -> Logits:
         """All predictions (B, C) by name; the first is the one to select epochs by."""
         fusions = self.fusions(logits)
-        fused = {} if "fused" in logits or not fusions else {"fused": fusions[self.options.fusion]}
+        fused = {} if "fused" in logits or not fusions else {"fused": fusions[self.fusion]}
         predictions = fused | logits
-        order = [name for name in ("fused", "image", "table") if name in predictions]
+        order = [name for name in ("fused", "image", "table", "joint") if name in predictions]
         return {name: predictions[name] for name in order}
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Any]:
         """Logits by name, with the batch's target and row."""
+        if "table" not in batch and not self.takes_image_alone:
+            batch = batch | {"table": self.log_prior.new_zeros(len(batch["target"]), self.table_width)}
         # Out of mixed precision: metrics and the calibrated fusion work in the precision of the parameters.
         logits = {name: values.to(self.log_prior.dtype) for name, values in self(batch).items()}
         return {"logits": logits, "target": batch["target"], "row": batch["row"]}
@@ -261,14 +286,13 @@ class Method(L.LightningModule):
         outputs = collate(self._validation)
         self._validation.clear()
         logits, target = outputs["logits"], outputs["target"]
-        unimodal = {name: values for name, values in logits.items() if name in self.modalities}
         for name, values in logits.items():
             if not values.isfinite().all():
                 raise self.diverged(
                     f"the logits {name!r} of the validation rows are not finite in epoch {self.current_epoch}"
                 )
         if self.fusions(logits):
-            self.calibrated.fit(unimodal, target)
+            self.fit_fusions(logits, target)
         predictions = self.predictions(logits)
         main = next(iter(predictions.values()))
         loss, right = F.cross_entropy(main, target), accuracy(main, target)
@@ -278,7 +302,7 @@ class Method(L.LightningModule):
         self.log("val_accuracy", right, prog_bar=True)
         self.log("val_selection", (right * len(target)).round() + 1 / (1 + loss))
         self.log_dict(
-            {f"val_accuracy_{name}": accuracy(predictions[name], target) for name in unimodal if name in predictions}
+            {f"val_accuracy_{name}": accuracy(predictions[name], target) for name in predictions if name in self.voices}
         )
 
     # Optimization, as the Trainer wants it.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gaal_surgery import DualFloor, HalfSpace, Orthogonal
 
-from .alternating import Alternating
+from .alternating import Alternating, keep_gradient
 from .settings import GAALSettings
 
 
@@ -29,4 +29,6 @@ class GAAL(Alternating):
                 return DualFloor()
             case "orthogonal":
                 return Orthogonal()
+            case "none":
+                return keep_gradient
         raise AssertionError(self.settings.rule)

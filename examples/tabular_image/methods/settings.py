@@ -159,8 +159,8 @@ class LFMSettings:
 
 
 @dataclass(frozen=True)
-class AlternatingSettings:
-    """Turns and guides."""
+class GuideSettings:
+    """Guides."""
 
     image_fraction: Fraction = 0.5
     """Share of uncertain images that guides the table's turn."""
@@ -170,10 +170,16 @@ class AlternatingSettings:
     """Which samples guide: those of the highest entropy, or any."""
     align: Literal["gradient", "update"] = "gradient"
     """Look at the gradient before the optimizer's step, or at the update that it makes."""
-    guidance: Literal["fresh", "cached"] = "fresh"
-    """Compute the guide's features anew for each turn, or keep those of its own last turn (cheaper)."""
     max_norm: PositiveFloat | None = None
     """Clip the gradient of each guiding sample to this norm."""
+
+
+@dataclass(frozen=True)
+class AlternatingSettings(GuideSettings):
+    """Turns and guides."""
+
+    guidance: Literal["fresh", "cached"] = "fresh"
+    """Compute the guide's features anew for each turn, or keep those of its own last turn (cheaper)."""
     order: Literal["table_first", "image_first"] = "table_first"
     """Whose turn comes first. With fresh guidance the encoder of the last turn runs once a round and the other twice,
     so the costly image comes last; image_first is the paper's order."""
@@ -183,8 +189,8 @@ class AlternatingSettings:
 
 
 @dataclass(frozen=True)
-class GAALSettings(AlternatingSettings):
-    """Turns, guides and surgery."""
+class SurgerySettings:
+    """Surgery."""
 
     rule: Literal["halfspace", "dualfloor", "orthogonal"] = "halfspace"
     """Rule of surgery: halfspace is the paper's, dualfloor that of its released code."""
@@ -192,6 +198,29 @@ class GAALSettings(AlternatingSettings):
     """Margin of halfspace, the least inner product with the guide."""
     relative: bool = False
     """The margin is a cosine."""
+
+
+@dataclass(frozen=True)
+class GAALSettings(AlternatingSettings, SurgerySettings):
+    """Turns, guides and surgery."""
+
+
+@dataclass(frozen=True)
+class GAALJointSettings(GuideSettings, SurgerySettings):
+    """The joint turn, guides and surgery."""
+
+    rule: Literal["halfspace", "dualfloor", "orthogonal", "none"] = "halfspace"
+    """Rule of surgery: halfspace is the paper's, dualfloor that of its released code; none is plain alternation."""
+    head: Literal["shared", "own"] = "shared"
+    """The head of the joint turn: that of image and table, or one of its own."""
+    gradient: Literal["joint", "encoders"] = "joint"
+    """Where the gradient of the joint turn ends: in the joint network, or in both encoders, which then run twice."""
+    guided: bool = False
+    """The joint turn is guided by image and table, and guides their turns."""
+    joint_fraction: Fraction = 0.5
+    """Share of uncertain rows that guides for the joint voice."""
+    dropout: Share = 0.5
+    """Share of its hidden features that the joint network misses in training."""
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class SmallCNN(nn.Module):
 class FeatureMLP(nn.Module):
     """One hidden layer on fixed features of a picture, (B, features, 1, 1) to (B, 256, 1, 1): maps of one position.
 
-    Dropout is strong, as there are more features than pictures in small data sets.
+    Dropout is strong, as small data sets have more features than pictures.
     """
 
     width = 256
@@ -73,7 +73,6 @@ class FeatureMLP(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Flatten(),
-            nn.Dropout(0.5),
             nn.Linear(features, self.width),
             nn.BatchNorm1d(self.width),
             nn.ReLU(),

@@ -6,8 +6,9 @@ from dataclasses import fields
 
 import pytest
 import torch
+from tabular_image.data.module import TabularImageData
 from tabular_image.methods import METHODS, SETTINGS
-from toy import CLASSES, batches, build, equal_states, fit, toy_data
+from toy import CLASSES, batches, build, equal_states, fit, samples, toy_data
 
 from gaal_surgery import fuse_logits
 
@@ -23,10 +24,20 @@ def trained(request):
 
 def test_all_stages_train_and_all_predictions_are_finite(trained):
     predictions = trained.predictions(trained(batches()[0]))
-    assert set(predictions) <= {"fused", "image", "table"}
+    assert set(predictions) <= {"fused", "image", "table", "joint"}
     for logits in predictions.values():
         assert logits.shape == (16, CLASSES)
         assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_on_fixed_features_of_the_pictures(name):
+    data = TabularImageData(samples(), batch_size=16, workers=0, features=True, image_size=16)
+    earlier = {field.name: 1 for field in fields(SETTINGS[name]) if field.name in EARLIER_STAGES}
+    method = fit(build(name, data=data, settings=earlier, image_encoder="features"), data=data).eval()
+    batch = batches(data)[0]
+    assert batch["image"].shape == (16, data.channels, 1, 1)
+    assert all(logits.isfinite().all() for logits in method.predictions(method(batch)).values())
 
 
 @pytest.mark.parametrize("trained", IMAGE_ALONE_AT_TEST_TIME, indirect=True)

@@ -1,0 +1,160 @@
+"""When does surgery help? Gain of GAAL over alternation on made data whose conflict can be dialled.
+
+Two modalities see a class through Gaussian noise. Each has an encoder of one hidden layer, and both share a linear
+head. One dial is turned at a time: the number of classes, the width of the features, label noise in the table's turns
+(the image's labels stay right), the learning rate, and whether the encoders train at all.
+
+Every seed draws data and weights anew and trains once with surgery (`HalfSpace`) and once without, on the same batches.
+The gain is the difference of the test accuracies of the fused prediction (mean of the logits). The interval is that of
+Student's t over the seeds. Conflict is the share of the steps of alternation whose gradient has a negative cosine with
+the guide.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from jsonargparse import auto_cli
+from jsonargparse.typing import PositiveInt
+from matplotlib.figure import Figure
+from output import telling_errors, write
+from scipy import stats
+from sets import RESULTS
+from torch import nn
+
+from gaal_surgery import ConflictMonitor, FreshFeatures, GradientAlignedAlternator, HalfSpace, fuse_logits
+
+MODALITIES = ("table", "image")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one training is made of.
+
+    Attributes:
+        classes: number of classes.
+        width: features of each encoder.
+        noise: share of the training rows whose label is any class in the table's turns.
+        rate: learning rate of SGD with momentum 0.9.
+        frozen: the encoders keep their random weights.
+    """
+
+    classes: int = 10
+    width: int = 16
+    noise: float = 0.0
+    rate: float = 0.03
+    frozen: bool = False
+
+
+DIALS = {
+    "classes": (4, 10, 30),
+    "width": (4, 16, 64),
+    "noise": (0.0, 0.25, 0.5, 0.75),
+    "rate": (0.003, 0.01, 0.03, 0.1),
+    "frozen": (False, True),
+}
+_ROWS, _TEST, _INPUTS, _EPOCHS, _BATCH = 1000, 4000, 20, 15, 50
+
+
+def train(setting: Setting, seed: int, surgery: bool) -> tuple[float, float]:
+    """Test accuracy of the fused prediction, and the share of steps in conflict."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    centres = {modality: torch.randn(setting.classes, _INPUTS) for modality in MODALITIES}
+    target = torch.randint(setting.classes, (_ROWS + _TEST,))
+    inputs = {modality: centres[modality][target] + 2 * torch.randn(len(target), _INPUTS) for modality in MODALITIES}
+    noisy = torch.where(torch.rand(_ROWS) < setting.noise, torch.randint(setting.classes, (_ROWS,)), target[:_ROWS])
+    targets = {"image": target[:_ROWS], "table": noisy}
+    encoders = nn.ModuleDict(
+        {
+            modality: nn.Sequential(nn.Linear(_INPUTS, 64), nn.ReLU(), nn.Linear(64, setting.width))
+            for modality in MODALITIES
+        }
+    ).requires_grad_(not setting.frozen)
+    head = nn.Linear(setting.width, setting.classes)
+    trained = [parameter for parameter in (*encoders.parameters(), *head.parameters()) if parameter.requires_grad]
+    inner = torch.optim.SGD(trained, lr=setting.rate, momentum=0.9)
+    rule = HalfSpace() if surgery else lambda gramian: torch.eye(len(gramian))[0]
+    optimizer, monitor = GradientAlignedAlternator(inner, head, rule=rule), ConflictMonitor()
+    for rows in itertools.chain.from_iterable(torch.randperm(_ROWS).split(_BATCH) for _ in range(_EPOCHS)):
+        features = FreshFeatures(optimizer, encoders, {modality: inputs[modality][rows] for modality in MODALITIES})
+        for turn in optimizer.turns(*MODALITIES):
+            F.cross_entropy(head(features[turn.modality]), targets[turn.modality][rows]).backward()
+            for guide in turn.guides:
+                optimizer.guide(guide, features[guide], targets[guide][rows])
+            optimizer.step()
+            optimizer.zero_grad()
+            monitor.update(optimizer.stats)
+    with torch.no_grad():
+        logits = fuse_logits([head(encoders[modality](inputs[modality][_ROWS:])) for modality in MODALITIES])
+    accuracy = (logits.argmax(dim=1) == target[_ROWS:]).double().mean().item()
+    return accuracy, float(np.mean(np.array(monitor.history()["cosine_before"]) < 0))
+
+
+def measure(setting: Setting, seed: int) -> dict[str, float]:
+    """Accuracy with and without surgery, and the conflict without."""
+    aligned, _ = train(setting, seed, surgery=True)
+    plain, conflict = train(setting, seed, surgery=False)
+    return {**asdict(setting), "seed": seed, "gaal": aligned, "alternating": plain, "conflict": conflict}
+
+
+def summarise(runs: pd.DataFrame) -> pd.DataFrame:
+    """One line a dial and value: mean conflict and accuracies, the mean gain and its 95% interval."""
+    lines = []
+    for dial, value in [(dial, value) for dial, values in DIALS.items() for value in values]:
+        chosen = asdict(replace(Setting(), **{dial: value}))
+        part = runs[(runs[list(chosen)] == pd.Series(chosen)).all(axis=1)]
+        gain = part["gaal"] - part["alternating"]
+        half = stats.t.ppf(0.975, len(gain) - 1) * stats.sem(gain) if len(gain) > 1 else float("nan")
+        line = {"dial": dial, "value": value, **part[["conflict", "alternating", "gaal"]].mean()}
+        lines.append(line | {"gain": gain.mean(), "low": gain.mean() - half, "high": gain.mean() + half})
+    return pd.DataFrame(lines)
+
+
+def main(seeds: PositiveInt = 20, jobs: PositiveInt = 2, out: str | None = None) -> None:
+    """Train, tabulate and draw.
+
+    Args:
+        seeds: trainings of each setting, with and without surgery.
+        jobs: trainings at a time.
+        out: folder of the table and the picture; None is benchmarks/accuracy/results.
+    """
+    settings = {replace(Setting(), **{dial: value}): None for dial, values in DIALS.items() for value in values}
+    pairs = [(setting, seed) for setting in settings for seed in range(seeds)]
+    with ProcessPoolExecutor(jobs) as pool:
+        runs = pd.DataFrame(pool.map(measure, *zip(*pairs, strict=True), chunksize=4))
+    summary = summarise(runs)
+    print(summary.round(4).to_string(index=False))
+    write(runs, None, Path(out or RESULTS) / "when-runs")
+    write(summary, draw(summary), Path(out or RESULTS) / "when")
+
+
+def draw(summary: pd.DataFrame) -> Figure:
+    """Gain over conflict, one colour a dial, each point with its value."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for dial, part in summary.groupby("dial", sort=False):
+        line = part.sort_values("conflict")
+        spread: Sequence[pd.Series] = [100 * (line["gain"] - line["low"]), 100 * (line["high"] - line["gain"])]
+        axes.errorbar(100 * line["conflict"], 100 * line["gain"], yerr=spread, fmt="o-", capsize=3, label=str(dial))
+        for _, point in line.iterrows():
+            place = (100 * point["conflict"], 100 * point["gain"])
+            axes.annotate(str(point["value"]), place, xytext=(5, 5), textcoords="offset points", fontsize=8)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set(xlabel="steps of alternation in conflict (%)", ylabel="gain of GAAL over alternation (points of accuracy)")
+    axes.grid(alpha=0.3)
+    axes.legend(title="dial", frameon=False)
+    return figure
+
+
+if __name__ == "__main__":
+    with telling_errors():
+        auto_cli(main)
