@@ -246,7 +246,8 @@ def test_every_search_has_the_same_trials_and_starts_with_the_defaults(row: str)
 
 
 _SEARCHING = [name for name in _TRAINED if SETTINGS[ROWS[name].method].__dataclass_fields__]
-_SEARCHING = [name for name in _SEARCHING if name not in ("concatenation", "alternating")]  # theirs train nothing
+# Without surgery the settings of guides train nothing.
+_SEARCHING = [name for name in _SEARCHING if name != "concatenation" and not name.startswith("alternating")]
 
 
 @pytest.mark.parametrize("row", _SEARCHING)
@@ -362,7 +363,8 @@ def test_the_committed_results_have_todays_options_and_are_found(tmp_path: Path)
         today = Options(method=method, settings=SETTINGS[method]()).configuration()
         renamed = {"charms.interval"} if method == "charms" else set()
         assert configuration.keys() - renamed == today.keys() - {"charms.pairings"} | {"data"}
-    older = {"alternating", "gaal", "gaal-dualfloor", "gaal-update", "gaal_star"}  # trained image first
+    trained_image_first = ("alternating", "gaal", "gaal_joint", "gaal_star")
+    older = {name for name, row in ROWS.items() if row.method in trained_image_first}  # or not at all
     older |= classical.MODELS.keys()  # not trained yet
     older |= {"tip", "tip-frozen", "mmcl", "charms", "ogm_ge"}  # trained with other defaults, or by other code
     names = ["leaves100-texture", "fashion", "houses"]
