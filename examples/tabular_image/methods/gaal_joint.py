@@ -33,7 +33,6 @@ class GAALJoint(GAAL):
     Settings = GAALJointSettings
     voices = ("image", "table", "joint")
     takes_image_alone = True
-    several_processes = False
 
     def __init__(self, data: TabularImageData, options: Options) -> None:
         super().__init__(data, options)
