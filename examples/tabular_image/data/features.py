@@ -10,9 +10,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from skimage.color import rgb2hsv
-from skimage.feature import hog
-from skimage.transform import resize
 from torch import Tensor
 
 from .images import pixels, without
@@ -73,6 +70,11 @@ def _channels_last(images: Tensor) -> np.ndarray:
 
 
 def _features(square: np.ndarray) -> np.ndarray:
+    # Every run would wait for these imports, and few describe pictures.
+    from skimage.color import rgb2hsv
+    from skimage.feature import hog
+    from skimage.transform import resize
+
     colour = square.ndim == 3
     image, side = square / 255, len(square)
     gradients = hog(
