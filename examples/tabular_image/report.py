@@ -31,7 +31,7 @@ from .options import Options
 _PACKAGES = ("gaal_surgery", "torch", "torchvision", "lightning", "numpy", "pandas", "scikit-learn")
 _LONGEST = 30  # characters of a class name in a picture
 _LEGIBLE = 20  # classes whose names and counts still fit into the confusion matrix
-_COLOURS = {"fused": "black", "image": "tab:blue", "table": "tab:orange"}
+_COLOURS = {"fused": "black", "image": "tab:blue", "table": "tab:orange", "joint": "tab:green"}
 
 
 def report(
