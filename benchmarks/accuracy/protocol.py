@@ -79,6 +79,14 @@ class Row:
 _GAAL = {"image_fraction": (0.5, 0.25, 1.0), "table_fraction": (0.5, 0.25, 1.0)}
 _CALIBRATED = {"fusion": "calibrated"}
 _PRETRAINED = {"corruption": (0.3, 0.1, 0.5), "temperature": (0.1, 0.05, 0.2)}
+
+
+def _joint(**settings: Any) -> Row:
+    """A row of the joint turn: shared head, gradient to the joint network alone, calibrated, but for `settings`."""
+    chosen = {"head": "shared", "gradient": "joint", **_CALIBRATED} | settings
+    return Row("gaal_joint", settings=chosen, searched={} if chosen.get("rule") == "none" else _GAAL)
+
+
 _MISSING: Block = "image alone at test time"
 ROWS: dict[str, Row] = {
     "image": Row("image", "one modality", paper="ResNet50"),
@@ -115,16 +123,15 @@ ROWS: dict[str, Row] = {
     "gaal-update": Row("gaal", settings={"align": "update"}, searched=_GAAL),
     "alternating-calibrated": Row("alternating", settings=_CALIBRATED),
     "gaal-calibrated": Row("gaal", settings=_CALIBRATED, searched=_GAAL),
-    "gaal-joint": Row("gaal_joint", settings=_CALIBRATED, searched=_GAAL),
-    "gaal-joint-mean": Row("gaal_joint", searched=_GAAL),
-    "gaal-joint-auto": Row("gaal_joint", settings={"fusion": "auto"}, searched=_GAAL),
-    "gaal-joint-guided": Row("gaal_joint", settings=_CALIBRATED | {"guided": True}, searched=_GAAL),
-    "gaal-joint-own": Row("gaal_joint", settings=_CALIBRATED | {"head": "own"}, searched=_GAAL),
-    "gaal-joint-encoders": Row("gaal_joint", settings=_CALIBRATED | {"gradient": "encoders"}, searched=_GAAL),
-    "alternating-joint": Row("gaal_joint", settings=_CALIBRATED | {"rule": "none"}),
-    "alternating-joint-own-encoders": Row(
-        "gaal_joint", settings=_CALIBRATED | {"rule": "none", "head": "own", "gradient": "encoders"}
-    ),
+    "gaal-joint": _joint(),
+    "gaal-joint-mean": _joint(fusion="mean"),
+    "gaal-joint-auto": _joint(fusion="auto"),
+    "gaal-joint-guided": _joint(guided=True),
+    "gaal-joint-encoders": _joint(gradient="encoders"),
+    "gaal-joint-own": _joint(head="own"),
+    "gaal-joint-own-encoders": _joint(head="own", gradient="encoders"),
+    "alternating-joint": _joint(rule="none"),
+    "alternating-joint-own-encoders": _joint(rule="none", head="own", gradient="encoders"),
     "kd": Row(
         "kd",
         _MISSING,

@@ -27,7 +27,7 @@ from comparison import compare, corrected_interval, corrected_paired_test, detec
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from protocol import RECIPES, ROWS, SETS, DataSet, Search, data_set, paper_figures, repeated, row_options
+from protocol import FEATURES, RECIPES, ROWS, SETS, DataSet, Search, data_set, paper_figures, repeated, row_options
 from runs import COLUMNS, Machine, Results, Run, complete, figures_of, opened
 from scipy.stats import ttest_1samp, ttest_rel
 from sets import OWN, RESULTS, begun, home
@@ -375,6 +375,19 @@ def test_the_committed_results_have_todays_options_and_are_found(tmp_path: Path)
                 runs = Search(which, row, trials=3).runs
                 # What is searched has grown: only the defaults were tried before.
                 assert all(run in finished for run in (runs[:1] if ROWS[row].searched else runs))
+
+
+@pytest.mark.parametrize("name", [name for name in SETS if name.endswith(FEATURES)])
+def test_the_committed_tables_on_features_are_made_of_the_committed_runs(name: str, tmp_path: Path):
+    folder = RESULTS / "features"
+    committed = pd.read_csv(folder / f"table1-{name}.csv", index_col="row")
+    nowhere = Machine(data_root=str(tmp_path))
+    with begun([name], str(folder / "runs.csv"), str(tmp_path), nowhere, [], train=False) as ((which,), finished):
+        runs = table1.chosen_runs(which, list(committed.index), 20, 3, finished, None)
+        summary = table1.summarise(finished.table(runs))
+    assert sorted(summary.index) == sorted(committed.index)
+    figures = ["runs", "accuracy", "deviation", "balanced", "difference", "low", "high", "p_holm"]
+    pd.testing.assert_frame_equal(summary.loc[committed.index, figures], committed[figures], atol=1e-6)
 
 
 def test_figures_that_are_not_defined_stay_empty(tmp_path: Path):
