@@ -22,9 +22,9 @@ class GAALJoint(GAAL):
     """Turns of table, image and joint, where the joint turn trains a small network on both encoders' features.
 
     A late fusion of image and table cannot express how the two depend on one another; the joint voice can. By default
-    the joint turn leaves the encoders alone, so that neither modality leans on the other, and steps the shared head.
-    The prediction is the fusion of three voices by `--fusion`; the product has image and table alone, as the joint
-    voice is not independent of them.
+    the joint turn steps the joint network, a head of its own, and both encoders. With its gradient kept out of the
+    encoders, image and table train as in GAAL, to the bit. The prediction is the fusion of three voices by `--fusion`.
+    The product has image and table alone, as the joint voice is not independent of them.
 
     A row without a table or a picture has the voices that are left: `forward` takes a batch that lacks one, and the
     prediction is the other's. Logits without "joint" are fused by weights fitted for the two.

@@ -211,12 +211,12 @@ class GAALJointSettings(GuideSettings, SurgerySettings):
 
     rule: Literal["halfspace", "dualfloor", "orthogonal", "none"] = "halfspace"
     """Rule of surgery: halfspace is the paper's, dualfloor that of its released code; none is plain alternation."""
-    head: Literal["shared", "own"] = "shared"
-    """The head of the joint turn: that of image and table, or one of its own."""
-    gradient: Literal["joint", "encoders"] = "joint"
-    """Where the gradient of the joint turn ends: in the joint network, or in both encoders, which then run twice."""
+    head: Literal["own", "shared"] = "own"
+    """The head of the joint turn: one of its own, or that of image and table."""
+    gradient: Literal["encoders", "joint"] = "encoders"
+    """Where the gradient of the joint turn ends: in both encoders, which run once more, or in the joint network."""
     guided: bool = False
-    """The joint turn is guided by image and table, and guides their turns."""
+    """The joint turn is guided by image and table, and guides their turns; for head shared."""
     joint_fraction: Fraction = 0.5
     """Share of uncertain rows that guides for the joint voice."""
     dropout: Share = 0.5

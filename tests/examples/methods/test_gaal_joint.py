@@ -11,7 +11,7 @@ from toy import CLASSES, batches, build, equal_states, fit
 from gaal_surgery import fuse_logits
 
 VOICES = ("image", "table", "joint")
-SURGERY = ({"rule": "none"}, {}, {"guided": True})
+SURGERY = [{"head": "shared", **settings} for settings in ({"rule": "none"}, {}, {"guided": True})]
 
 
 def joint(**settings):
@@ -20,19 +20,17 @@ def joint(**settings):
 
 @pytest.mark.parametrize("rule", ["none", "halfspace"])
 def test_a_joint_turn_with_its_own_head_leaves_image_and_table_as_they_are_without_it(rule):
-    method, plain = fit(joint(rule=rule, head="own")), fit(build("alternating" if rule == "none" else "gaal"))
+    method, plain = fit(joint(rule=rule, gradient="joint")), fit(build("alternating" if rule == "none" else "gaal"))
     assert equal_states(method.encoders.state_dict(), plain.encoders.state_dict())
     assert equal_states(method.head.state_dict(), plain.head.state_dict())
-    assert not equal_states(method.joint_head.state_dict(), joint(head="own").joint_head.state_dict())
+    assert not equal_states(method.joint_head.state_dict(), joint().joint_head.state_dict())
 
 
-@pytest.mark.parametrize("changed", [{"head": "shared"}, {"head": "own", "gradient": "encoders"}])
+@pytest.mark.parametrize("changed", [{"head": "shared", "gradient": "joint"}, {}])
 def test_a_joint_turn_steps_what_it_is_asked_to(changed):
     method, plain = fit(joint(**changed)), fit(build("alternating"))
-    moved = method.head if changed["head"] == "shared" else method.encoders
-    assert not equal_states(
-        moved.state_dict(), getattr(plain, "head" if moved is method.head else "encoders").state_dict()
-    )
+    moved = "head" if "head" in changed else "encoders"
+    assert not equal_states(getattr(method, moved).state_dict(), getattr(plain, moved).state_dict())
 
 
 def test_surgery_and_guides_change_the_joint_turn():
@@ -46,7 +44,7 @@ def test_surgery_and_guides_change_the_joint_turn():
 
 def test_guides_need_the_shared_head():
     with pytest.raises(InputError, match=r"give --gaal_joint\.head shared or --gaal_joint\.guided false"):
-        joint(head="own", guided=True)
+        joint(guided=True)
 
 
 @pytest.mark.parametrize("missing", ["image", "table"])
