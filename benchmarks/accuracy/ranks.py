@@ -8,6 +8,7 @@ Both take the sets for independent. The two tables of leaves100 share their pict
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -127,7 +128,8 @@ def _draw(ranked: pd.DataFrame, sets: Sequence[str]) -> Figure:
     for axes, (measure, part) in zip(panels, ranked.groupby("measure", sort=False), strict=True):
         _diagram(axes, part)
         axes.set_title(f"mean rank in {MEASURES[measure]}, Friedman's p {part['p'].iloc[0]:.2g}", fontsize="medium")
-    figure.suptitle(f"{', '.join(sets)}; a bar joins rows that are no further apart", fontsize="medium")
+    title = f"{', '.join(sets)}; a bar joins rows that are no further apart"
+    figure.suptitle(textwrap.fill(title, 90), fontsize="medium")
     return figure
 
 
