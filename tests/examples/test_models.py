@@ -59,7 +59,7 @@ def test_failed_download_is_the_users_to_solve(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_wrong_names_are_refused():
-    with pytest.raises(InputError, match="no image encoder 'vgg'; choose one of small, resnet18, resnet50"):
+    with pytest.raises(InputError, match="no image encoder 'vgg'; choose one of small, features, resnet18, resnet50"):
         image_encoder("vgg", 3)
     with pytest.raises(InputError, match="no ImageNet weights"):
         image_encoder("small", 3, pretrained=True)
