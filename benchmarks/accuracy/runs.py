@@ -37,11 +37,11 @@ from tabular_image.data.identity import fingerprinted, identity
 from tabular_image.data.images import in_memory, without
 from tabular_image.errors import InputError
 from tabular_image.files import replacing
+from tabular_image.methods.fusion import FUSIONS
 from tabular_image.options import Options
 from tqdm import tqdm
 
 VERSION = 2  # of the lines and of what they mean; raise it when either changes
-FUSIONS = ("mean", "product", "calibrated")
 COLUMNS = (
     *("version", "set", "row", "seed", "fold"),
     *("val_accuracy", "best_epoch", "epochs", "seconds"),
