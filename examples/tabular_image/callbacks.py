@@ -19,15 +19,27 @@ from .files import writing
 from .interrupts import interrupts
 
 
-def callbacks(folder: Path, seed: int, patience: int | None, *, bar: bool) -> list[Callback]:
-    """All callbacks of a run that saves into `folder` and shows a progress bar, or else prints a line an epoch."""
+def callbacks(
+    folder: Path, seed: int, patience: int | None, *, figure: str, selected_by: str, bar: bool
+) -> list[Callback]:
+    """All callbacks of a run that saves into `folder` and shows a progress bar, or else prints a line an epoch.
+
+    Args:
+        folder: of the run.
+        seed: of the run.
+        patience: epochs without a better one before the training stops; None never stops.
+        figure: the measure that lines show.
+        selected_by: what patience looks at: a measure, or the loss.
+        bar: show a bar.
+    """
     saving: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False, "save_on_train_epoch_end": True}
-    stopping = [ResumableEarlyStopping("val_accuracy", mode="max", patience=patience)] if patience else []
+    mode = "min" if selected_by == "loss" else "max"
+    stopping = [ResumableEarlyStopping(f"val_{selected_by}", mode=mode, patience=patience)] if patience else []
     return [
         *([OneBar()] if bar else []),
         Interruptible(),
         EpochSeed(seed),
-        EpochTable(folder / "metrics.csv", lines=not bar),
+        EpochTable(folder / "metrics.csv", figure, lines=not bar),
         *stopping,
         MovableCheckpoint(filename=BEST, monitor="val_selection", mode="max", **saving),
         MovableCheckpoint(filename=LAST, **saving),  # after the best one, whose state it keeps
@@ -80,11 +92,13 @@ class EpochTable(Callback):
 
     Args:
         path: Of the table.
+        figure: The measure that a line shows.
         lines: Print a line after each epoch.
     """
 
-    def __init__(self, path: Path, *, lines: bool = False) -> None:
+    def __init__(self, path: Path, figure: str = "accuracy", *, lines: bool = False) -> None:
         self.path = path
+        self.figure = figure
         self.lines = lines
         self.rows: list[dict[str, float]] = []
         self._started = 0.0
@@ -117,19 +131,22 @@ class EpochTable(Callback):
         return pd.DataFrame(self.rows)
 
     def _line(self, epochs: int) -> str:
-        """The last row for a reader: losses, accuracies, seconds."""
+        """The last row for a reader: losses, figures, seconds."""
         row = self.rows[-1]
-        losses, accuracies = [
+        losses, figures = [
             ", ".join(
                 f"{name.removeprefix(prefix).lstrip('_') or 'selected'} {value:.4f}"
                 for name, value in row.items()
                 if name.startswith(prefix) and math.isfinite(value)
             )
-            for prefix in ("train_loss", "val_accuracy")
+            for prefix in ("train_loss", f"val_{self.figure}")
         ]
         parts = [f"training loss: {losses}"]
         if math.isfinite(row["val_loss"]):
-            parts += [f"validation loss: {row['val_loss']:.4f}", f"validation accuracy: {accuracies}"]
+            parts += [
+                f"validation loss: {row['val_loss']:.4f}",
+                f"validation {self.figure.replace('_', ' ')}: {figures}",
+            ]
         return "; ".join([f"epoch {row['epoch']}/{epochs - 1}", *parts, f"{row['seconds']:.1f} s"])
 
     def state_dict(self) -> dict[str, Any]:

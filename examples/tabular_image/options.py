@@ -36,8 +36,14 @@ class Options:
     """csv: the file, one row a sample: CSV and its kin, Excel or Parquet."""
     image_column: str | list[str] = ""
     """csv: column of image paths, or several as '[front, back]'."""
-    target_column: str = ""
-    """csv: column of classes."""
+    target_column: str | list[str] = ""
+    """csv: column of what is predicted: classes, a number, or lists of labels. Several columns, as '[cat, dog]', are
+    labels. fashion: its columns, by default articleType."""
+    task: Literal["", "classification", "multilabel", "regression"] = ""
+    """What the target is: one class of several, several labels, or a number; inferred and printed where left out.
+    houses: regression predicts the price."""
+    log_target: bool = False
+    """Regression: learn the logarithm of the target, as suits prices; predictions are in the target's own units."""
     numeric: str | list[str] = ""
     """csv: columns that are numbers, as '[age, weight]'; inferred and printed where left out."""
     categorical: str | list[str] = ""
@@ -74,6 +80,9 @@ class Options:
     colours, which are computed once: good where pictures are few."""
     pretrained: bool = False
     """Start a ResNet from ImageNet weights."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """Classification: balanced lets all classes weigh alike, however many rows they have: in the loss, in that of the
+    guides, and in the calibrated fusion."""
     fusion: Literal["mean", "product", "calibrated", "auto"] = "mean"
     """How the predictions become one: the mean of the logits, the product of experts (which knows the class
     frequencies), or weights fitted on the validation split; auto takes that of the least cross-validated loss there."""
@@ -91,10 +100,13 @@ class Options:
     step_size: PositiveInt = 10
     """Epochs between the steps of schedule step."""
     epochs: PositiveInt = 40
-    """Most epochs; the one with the best validation accuracy is tested. Methods that train in stages have more, see
-    their options."""
+    """Most epochs; the best one on the validation rows is tested, see select. Methods that train in stages have more,
+    see their options."""
+    select: Literal["accuracy", "balanced_accuracy", "loss"] | None = None
+    """What the tested epoch is best in on the validation rows; default accuracy, and the loss of labels and numbers.
+    balanced_accuracy counts all classes alike."""
     patience: PositiveInt | None = None
-    """Stop after so many epochs without a better validation accuracy; default never."""
+    """Stop after so many epochs that are no better in it; default never."""
     batch_size: BatchSize = 64
     """Rows in a batch, on each device."""
 

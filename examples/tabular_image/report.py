@@ -8,7 +8,6 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,15 @@ from torch import Tensor
 
 from gaal_surgery import ConflictMonitor
 
+from . import artifact
 from .data.module import TabularImageData
 from .errors import reason
 from .files import writing
 from .methods.base import Method
-from .metrics import defined, measure
+from .metrics import defined
 from .options import Options
+from .tasks import Task
 
-_PACKAGES = ("gaal_surgery", "torch", "torchvision", "lightning", "numpy", "pandas", "scikit-learn")
 _LONGEST = 30  # characters of a class name in a picture
 _LEGIBLE = 20  # classes whose names and counts still fit into the confusion matrix
 _COLOURS = {"fused": "black", "image": "tab:blue", "table": "tab:orange", "joint": "tab:green"}
@@ -65,8 +65,9 @@ def report(
     monitor = getattr(method, "monitor", None)
     best = _best(epochs)
     fusions = _measure_fusions(method, outputs)
+    task, figure = method.task, method.task.figure
     test, validation, without_table = (
-        {name: measure(values, outputs[split]["target"]) for name, values in predicted.items()}
+        {name: task.measure(values, outputs[split]["target"]) for name, values in predicted.items()}
         for split, predicted in (
             (split, method.predictions(outputs[split]["logits"])) for split in ("test", "val", "without_table")
         )
@@ -74,28 +75,30 @@ def report(
     results = {
         "dataset": options.dataset,
         "method": options.method,
+        "task": task.name,
+        "figure": figure,
         "seed": options.seed,
         "split_sizes": data.split_sizes,
         "epochs": len(epochs),
         "best_epoch": int(best["epoch"]),
-        "val_accuracy": best["val_accuracy"],
+        f"val_{figure}": best[f"val_{figure}"],
         "seconds": round(epochs["seconds"].sum(), 3),
         "test": test,
         "validation": validation,
-        "without_table": {name: figures["accuracy"] for name, figures in without_table.items()},
+        "without_table": {name: figures[figure] for name, figures in without_table.items()},
         "without_table_measures": without_table,
         "fusion": method.fusion if "fused" in predictions and "fused" not in logits else None,
         "fusions": {
-            name: {split: figures["accuracy"] for split, figures in by_split.items()}
-            for name, by_split in fusions.items()
+            name: {split: figures[figure] for split, figures in by_split.items()} for name, by_split in fusions.items()
         },
         "fusion_measures": fusions,
         "conflict": monitor.summary() if monitor else None,
         **origin,
-        "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+        "versions": artifact.versions(),
     }
+    artifact.save(folder, options, data, method, origin["data"])
     with writing(folder / "predictions.csv") as temporary:
-        _tabulate(data, predictions, target, rows).to_csv(temporary, index=False)
+        _tabulate(data, task, predictions, target, rows).to_csv(temporary, index=False)
     if monitor:
         with writing(folder / "conflict.csv") as temporary:
             pd.DataFrame(monitor.history()).to_csv(temporary, index=False)
@@ -103,8 +106,11 @@ def report(
         temporary.write_text(json.dumps(defined(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     if options.pictures:
         main = next(iter(predictions.values()))
-        _draw(lambda: _curves(epochs), folder / "curves.png")
-        _draw(lambda: _confusion(main, target, data.classes), folder / "confusion.png", mathematics=False)
+        _draw(lambda: _curves(epochs, figure), folder / "curves.png")
+        if task.name == "classification":
+            _draw(lambda: _confusion(main, target, data.classes), folder / "confusion.png", mathematics=False)
+        if task.name == "regression":
+            _draw(lambda: _predicted(task, main, target), folder / "predicted.png", mathematics=False)
         if monitor:
             _draw(lambda: _conflict(monitor), folder / "conflict.png")
 
@@ -131,14 +137,15 @@ def summary(results: Mapping[str, Any]) -> str:
     table = pd.DataFrame(lines, dtype=float).T.to_string(float_format="{:.4f}".format, na_rep="-")
     if not chosen:
         return table
-    accuracies = {name: figures["val"]["accuracy"] for name, figures in fusions.items()}
-    best = max(accuracies, key=lambda name: accuracies[name])
-    if accuracies[best] <= accuracies[chosen]:
+    figure = results["figure"]
+    values = {name: figures["val"][figure] for name, figures in fusions.items() if figures["val"][figure] is not None}
+    best = max(values, key=lambda name: values[name], default=chosen)
+    if chosen not in values or values[best] <= values[chosen]:
         return table
     fitted = ", on which its weights were fitted" if best == "calibrated" else ""
     return (
-        f"{table}\n--fusion {best} has an accuracy of {accuracies[best]:.3f} on the validation rows{fitted}; "
-        f"{chosen} has {accuracies[chosen]:.3f}"
+        f"{table}\n--fusion {best}: {figure.replace('_', ' ')} {values[best]:.3f} on the validation rows{fitted}; "
+        f"{chosen}: {values[chosen]:.3f}"
     )
 
 
@@ -162,39 +169,43 @@ def _measure_fusions(method: Method, outputs: dict[str, dict[str, Any]]) -> dict
     """Figures of each fusion by split."""
     fused = {split: method.fusions(outputs[split]["logits"]) for split in ("val", "test")}
     return {
-        name: {split: measure(fused[split][name], outputs[split]["target"]) for split in fused}
+        name: {split: method.task.measure(fused[split][name], outputs[split]["target"]) for split in fused}
         for name in fused["test"]
     }
 
 
-def _tabulate(data: TabularImageData, predictions: dict[str, Tensor], target: Tensor, rows: Tensor) -> pd.DataFrame:
-    """One line a test row: its id, its target, what each prediction says, and how probable the first says it is."""
+def _tabulate(
+    data: TabularImageData, task: Task, predictions: dict[str, Tensor], target: Tensor, rows: Tensor
+) -> pd.DataFrame:
+    """One line a test row: its id, its target, what each prediction says, and how sure the first is."""
     ids = data.samples.ids
-    main, logits = next(iter(predictions.items()))
-    names = pd.Series(data.classes)
-    columns = {ids.name or "id": ids.iloc[rows.numpy()].to_numpy(), "target": names[target.numpy()].to_numpy()}
-    columns |= {name: names[values.argmax(dim=1).numpy()].to_numpy() for name, values in predictions.items()}
-    columns[f"{main}_probability"] = logits.softmax(dim=1).amax(dim=1).numpy().round(6)
-    return pd.DataFrame(columns)
+    main, outputs = next(iter(predictions.items()))
+    columns = {ids.name or "id": ids.iloc[rows.numpy()].to_numpy(), "target": task.truth(target)}
+    columns |= {name: task.answers(values) for name, values in predictions.items()}
+    return pd.DataFrame(columns).join(task.confidence(outputs).round(6).add_prefix(f"{main}_"))
 
 
-def _curves(epochs: pd.DataFrame) -> Figure:
-    """Loss and accuracy by epoch, the best epoch marked."""
+def _curves(epochs: pd.DataFrame, shown: str) -> Figure:
+    """Loss and the shown measure by epoch, the best epoch marked."""
     figure = Figure(figsize=(10, 4), layout="constrained")
-    loss, accuracy = figure.subplots(1, 2)
+    loss, measure = figure.subplots(1, 2)
+    name_of = f"val_{shown}"
     best = _best(epochs)
     for name, colour in _COLOURS.items():
         if f"train_loss_{name}" in epochs:
             loss.plot(epochs["epoch"], epochs[f"train_loss_{name}"], color=colour, label=f"training, {name}")
-        if f"val_accuracy_{name}" in epochs:
-            accuracy.plot(epochs["epoch"], epochs[f"val_accuracy_{name}"], color=colour, label=name)
+        if f"{name_of}_{name}" in epochs:
+            measure.plot(epochs["epoch"], epochs[f"{name_of}_{name}"], color=colour, label=name)
     loss.plot(epochs["epoch"], epochs["val_loss"], color="black", linestyle="--", label="validation")
-    if "val_accuracy_image" not in epochs or "val_accuracy_table" in epochs:
-        accuracy.plot(epochs["epoch"], epochs["val_accuracy"], color="black", label="fused")
-    accuracy.plot(best["epoch"], best["val_accuracy"], "o", color="black", label="best epoch, tested")
-    loss.set(xlabel="epoch", ylabel="cross-entropy", yscale="log")
-    accuracy.set(xlabel="epoch", ylabel="validation accuracy", ylim=(None, 1.005))
-    for axes in (loss, accuracy):
+    if f"{name_of}_image" not in epochs or f"{name_of}_table" in epochs:
+        measure.plot(epochs["epoch"], epochs[name_of], color="black", label="fused")
+    measure.plot(best["epoch"], best[name_of], "o", color="black", label="best epoch, tested")
+    # The likelihood of a number may be negative.
+    positive = (epochs.filter(regex="^(train_loss|val_loss)").min() > 0).all()
+    loss.set(xlabel="epoch", ylabel="loss", yscale="log" if positive else "linear")
+    lowest = epochs.filter(regex=f"^{name_of}").min().min()
+    measure.set(xlabel="epoch", ylabel=f"validation {_words(shown)}", ylim=(max(lowest, -1) - 0.02, 1.005))
+    for axes in (loss, measure):
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -226,6 +237,25 @@ def _confusion(logits: Tensor, target: Tensor, classes: list[str]) -> Figure:
         axes.set(xticks=ticks, yticks=ticks, xticklabels=ticks, yticklabels=ticks)
         figure.colorbar(display.im_, ax=axes, label="share of the true class", shrink=0.8)
     return figure
+
+
+def _predicted(task: Task, outputs: Tensor, target: Tensor) -> Figure:
+    """Predicted beside true numbers, with the ends of their intervals."""
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    axes = figure.subplots()
+    true, predicted, ends = task.truth(target), task.answers(outputs), task.confidence(outputs)
+    errors = [(predicted - ends["low"]).clip(lower=0), (ends["high"] - predicted).clip(lower=0)]
+    axes.errorbar(true, predicted, errors, fmt="o", markersize=3, elinewidth=0.5, alpha=0.5)
+    both = [min(true.min(), predicted.min()), max(true.max(), predicted.max())]
+    axes.plot(both, both, color="black", linewidth=1)
+    axes.set(xlabel=f"true {task.target.names[0]}", ylabel=f"predicted {task.target.names[0]}, 90% interval")
+    if task.target.log:
+        axes.set(xscale="log", yscale="log")
+    return figure
+
+
+def _words(figure: str) -> str:
+    return {"r2": "R²"}.get(figure, figure.replace("_", " "))
 
 
 def _conflict(monitor: ConflictMonitor) -> Figure:

@@ -26,13 +26,14 @@ from .methods.base import Method, collate
 from .options import Options
 from .processes import is_first, nodes, say
 from .report import device_name, report
+from .tasks import TASKS
 
 DATA = "data.json"  # the identity of a run's data
 _OTHER_OUT = "give another --out"
 
 # What the readers of data sets are told.
 SAMPLE_OPTIONS = (
-    *("path", "image_column", "target_column", "numeric", "categorical", "split_column", "group_column"),
+    *("task", "path", "image_column", "target_column", "numeric", "categorical", "split_column", "group_column"),
     *("image_root", "separator", "encoding", "table"),
 )
 
@@ -64,9 +65,10 @@ def run(options: Options, samples: Samples | None = None, *, command: str | None
     samples = fingerprinted(read_samples(options) if samples is None else samples, options.workers)
     now = identity(samples)
     refuse_other_data(options, now)
+    refuse_other_task(options, samples)
     data = build_data(options, samples)
     method = METHODS[options.method](data, options)
-    trainer = build_trainer(options, method.total_epochs)
+    trainer = build_trainer(options, method)
     start = resume_point(folder, method)
     interrupts.folder = folder
     if is_first():
@@ -118,6 +120,25 @@ def refuse_folder(options: Options) -> None:
             raise PermissionError(f"{nearest} cannot be written to")
         if not options.resume and folder.exists() and any(folder.iterdir()):
             raise InputError(f"{folder} already holds a run; give --resume true to continue it, or another --out")
+
+
+def refuse_other_task(options: Options, samples: Samples) -> None:
+    """Looks whether the method can learn the task of the data, and select by what it is to select by.
+
+    Raises:
+        InputError: It cannot.
+    """
+    if samples.task not in METHODS[options.method].tasks:
+        able = ", ".join(name for name, method in METHODS.items() if samples.task in method.tasks)
+        raise InputError(
+            f"--method {options.method} is for classification, and the task is {samples.task}; use one of {able}"
+        )
+    selections = TASKS[samples.task].selections
+    if options.select not in (None, *selections):
+        raise InputError(
+            f"--select {options.select} is for classes, and the task is {samples.task}; leave it out, or give "
+            f"{' or '.join(selections)}"
+        )
 
 
 def refuse_other_data(options: Options, now: Identity) -> None:
@@ -174,6 +195,7 @@ def build_data(options: Options, samples: Samples) -> TabularImageData:
         workers=options.workers,
         skip_corrupt=options.skip_corrupt,
         features=options.image_encoder == "features",
+        log_target=options.log_target,
     )
     if data.samples.note:
         say(data.samples.note)
@@ -182,11 +204,18 @@ def build_data(options: Options, samples: Samples) -> TabularImageData:
     for sentence in data.warnings:
         say(f"careful: {sentence}")
     sizes = ", ".join(f"{size} {split}" for split, size in data.split_sizes.items())
-    say(f"{data.samples.name}: {len(data.classes)} classes, {sizes} rows, table of {data.table_width} columns")
+    match data.task.task:
+        case "regression":
+            what = f"regression of {'the logarithm of ' if data.task.log else ''}{data.task.names[0]}"
+        case "multilabel":
+            what = f"{len(data.classes)} labels"
+        case _:
+            what = f"{len(data.classes)} classes"
+    say(f"{data.samples.name}: {what}, {sizes} rows, table of {data.table_width} columns")
     return data
 
 
-def build_trainer(options: Options, epochs: int) -> L.Trainer:
+def build_trainer(options: Options, method: Method) -> L.Trainer:
     """Lightning's Trainer, with a process for each device."""
     accelerator = options.accelerator
     if accelerator == "auto":  # Lightning's auto takes Apple's GPU too, which lacks the double precision of a fit
@@ -201,8 +230,15 @@ def build_trainer(options: Options, epochs: int) -> L.Trainer:
             strategy=DDPStrategy(find_unused_parameters=True) if options.devices * nodes() > 1 else "auto",
             use_distributed_sampler=False,  # training rows are shared out by our sampler, the others seen by everyone
             precision=options.precision,
-            max_epochs=epochs,
-            callbacks=callbacks(options.folder, options.seed, options.patience, bar=bar),
+            max_epochs=method.total_epochs,
+            callbacks=callbacks(
+                options.folder,
+                options.seed,
+                options.patience,
+                figure=method.task.figure,
+                selected_by=method.selected_by,
+                bar=bar,
+            ),
             plugins=WholeCheckpoints(),
             enable_progress_bar=bar,
             logger=False,

@@ -45,6 +45,8 @@ def load(name: str, data_root: Path | str | None = None, **options: Any) -> Samp
     reader = DATASETS[name]
     arguments = {option: value for option, value in options.items() if value not in (None, "")}
     parameters = inspect.signature(reader).parameters
+    if "task" not in parameters and arguments.pop("task", "classification") != "classification":
+        raise InputError(f"the data set {name} is for classification; leave --task out")
     for option in arguments:
         if option not in parameters:
             raise InputError(f"the data set {name} has no option {option!r}; leave it out")

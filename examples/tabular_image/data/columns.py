@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -46,12 +47,14 @@ class Column:
         why: The reason, in words.
         values: Floats, datetimes or text, (N,); missing values are NaN, NaT and None.
         odd: Text that is no number or no date where nearly all cells are, by row; it counts as missing.
+        reading: How the text was read: what `reread` takes.
     """
 
     kind: Kind
     why: str
     values: pd.Series
     odd: dict[int, str] = field(default_factory=dict)
+    reading: dict[str, str] = field(default_factory=dict)
 
 
 def infer(cells: pd.Series, target: pd.Series, separator: str) -> Column:
@@ -90,7 +93,33 @@ def category(cells: pd.Series) -> Column:
     return Column("category", why, cells.astype(object).where(cells != "", None))
 
 
-def numbers(cells: pd.Series, separator: str = ",", *, all_of_them: bool = False) -> Column | None:
+def reread(cells: pd.Series, kind: Kind, reading: Mapping[str, str]) -> Column:
+    """Reads more cells of a column as the column was read before.
+
+    Args:
+        cells: Text, (N,), "" where it is missing.
+        kind: What the column is used as.
+        reading: Of the `Column` that was read before. An empty one reads numbers with a decimal point, and dates in
+            whatever format fits.
+    """
+    if kind == "number":
+        column = numbers(cells, all_of_them=True, decimal=reading.get("decimal", "."), unit=reading.get("unit"))
+        assert column is not None
+        return column
+    if kind == "date":
+        form = reading.get("format")
+        return _as_dates(cells, form) if form else _dates(cells) or _as_dates(cells, "%Y-%m-%d")
+    return category(cells)
+
+
+def numbers(
+    cells: pd.Series,
+    separator: str = ",",
+    *,
+    all_of_them: bool = False,
+    decimal: str | None = None,
+    unit: str | None = None,
+) -> Column | None:
     """Numbers as people write them; None where more than a few cells are something else.
 
     Decimal and thousands signs are those with which more cells are numbers. `1,000` can be read in both ways: as one
@@ -101,6 +130,8 @@ def numbers(cells: pd.Series, separator: str = ",", *, all_of_them: bool = False
         cells: Text, (N,), "" where it is missing.
         separator: Between the cells of the file.
         all_of_them: Take the column whatever the share of other text.
+        decimal: The decimal sign, where it is known.
+        unit: The unit that cells may have, where it is known.
     """
     cells = cells.str.translate(_SIGNS)
     unique = pd.Series(cells[(cells != "") & ~cells.str.lower().isin(NO_VALUE)].unique(), dtype=str)
@@ -108,12 +139,14 @@ def numbers(cells: pd.Series, separator: str = ",", *, all_of_them: bool = False
     infinite = unique.str.fullmatch(_INFINITE)
     units = set(parts["unit"][parts["digits"].notna()].dropna()) - {"%"}
     whole = len(units) == 1 and parts["unit"][parts["digits"].notna()].notna().all()
-    fits = parts["digits"].notna() & (whole or parts["unit"].isna() | (parts["unit"] == "%"))
+    known_unit = parts["unit"] == unit
+    fits = parts["digits"].notna() & (whole or parts["unit"].isna() | (parts["unit"] == "%") | known_unit)
     digits = parts["digits"].where(fits).fillna("")
     found = {sign: digits.str.fullmatch(pattern) & fits for sign, (pattern, _) in _CONVENTIONS.items()}
     commas = digits.str.contains(",").any()
     points, comma_points = found["."].sum(), found[","].sum()
-    decimal = "," if comma_points > points or (comma_points == points and commas and separator == ";") else "."
+    if decimal is None:
+        decimal = "," if comma_points > points or (comma_points == points and commas and separator == ";") else "."
     good, thousands = found[decimal], _CONVENTIONS[decimal][1]
     plain = digits[good].str.replace(f"[{thousands} ']", "", regex=True).str.replace(decimal, ".", regex=False)
     values = pd.to_numeric(plain, errors="coerce").astype(float)
@@ -130,9 +163,10 @@ def numbers(cells: pd.Series, separator: str = ",", *, all_of_them: bool = False
         *(["comma as decimal sign"] if decimal == "," and "," in signs else []),
         *([f"{_NAMES[sign]} between thousands" for sign in (thousands, " ", "'") if sign in signs]),
         *(["percent as shares"] if (parts["unit"][good] == "%").any() else []),
-        *([f"in {units.pop()}"] if whole else []),
+        *([f"in {min(units)}"] if whole else []),
     ]
-    return Column("number", "; ".join(["numbers", *how]), found_values, dict(cells[other].items()))
+    reading = {"decimal": decimal} | ({"unit": min(units)} if whole else {})
+    return Column("number", "; ".join(["numbers", *how]), found_values, dict(cells[other].items()), reading)
 
 
 def _dates(cells: pd.Series) -> Column | None:
@@ -143,12 +177,16 @@ def _dates(cells: pd.Series) -> Column | None:
         return None
     samples = [unique, *(unique[place : place + 1] for place in range(10))]
     forms = dict.fromkeys(form for form in map(_format, samples) if form)
-    read = {form: pd.to_datetime(cells, format=form, errors="coerce", utc="%z" in form or None) for form in forms}
-    form = max(read, key=lambda form: read[form].count(), default=None)
-    if form is None or read[form].count() < (1 - FEW) * len(filled):
-        return None
-    dates = read[form].dt.tz_localize(None)
-    return Column("date", f"dates as {form}", dates, dict(cells[dates.isna() & (cells != "")].items()))
+    read = [_as_dates(cells, form) for form in forms]
+    best = max(read, key=lambda column: column.values.count(), default=None)
+    return best if best is not None and best.values.count() >= (1 - FEW) * len(filled) else None
+
+
+def _as_dates(cells: pd.Series, form: str) -> Column:
+    """Dates in this format; other text counts as missing."""
+    dates = pd.to_datetime(cells, format=form, errors="coerce", utc="%z" in form or None).dt.tz_localize(None)
+    odd = dict(cells[dates.isna() & (cells != "")].items())
+    return Column("date", f"dates as {form}", dates, odd, {"format": form})
 
 
 def _format(sample: pd.Series) -> str | None:

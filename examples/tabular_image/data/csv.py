@@ -13,6 +13,7 @@ from .columns import NO_VALUE, Column, category, infer, numbers
 from .picture_files import find_pictures
 from .reading import Table, read_table
 from .samples import Samples
+from .targets import read_target
 
 Names = str | list[str]
 
@@ -20,7 +21,7 @@ Names = str | list[str]
 def csv(
     path: Path | str,
     image_column: Names,
-    target_column: str,
+    target_column: Names,
     numeric: Names = "",
     categorical: Names = "",
     split_column: str = "",
@@ -28,6 +29,7 @@ def csv(
     image_root: Path | str | None = None,
     separator: str = "",
     encoding: str = "",
+    task: str = "",
 ) -> Samples:
     """Reads a table with a header, one row a sample: CSV and its kin, Excel or Parquet; see `read_table`.
 
@@ -38,7 +40,7 @@ def csv(
         path: The file.
         image_column: Paths of the images, absolute or below `image_root`; several columns, or several paths in a cell,
             make a mosaic. See `find_pictures`.
-        target_column: The class of each row, taken as text.
+        target_column: What is predicted: one column, or several for labels. See `read_target`.
         numeric: Numeric columns.
         categorical: Categorical columns.
         split_column: "train", "val" or "test" for each row.
@@ -46,6 +48,7 @@ def csv(
         image_root: Where relative paths start; by default the folder of the table.
         separator: Between the cells of a text file; found where left out.
         encoding: Of a text file; found where left out.
+        task: "classification", "multilabel" or "regression"; inferred from the target where left out.
 
     Raises:
         InputError: The file is missing or no table, a named column is unknown or named twice, a row has no target, a
@@ -64,9 +67,19 @@ def csv(
         numeric=numeric,
         categorical=categorical,
     )
-    for option in ("target_column", "split_column", "group_column"):
+    if not named["target_column"]:
+        raise InputError(f"{path}: no target_column is named; give the column that is to be predicted")
+    for option in ("split_column", "group_column"):
         for column in named[option]:
             _refuse_blanks(path, table, column, option)
+    kind, target, decided = read_target(
+        frame[named["target_column"]],
+        task,
+        table.separator,
+        lambda row: f"{path}, {table.places.name} {table.places[row]}",
+    )
+    if kind != "multilabel":  # a row may have no label
+        _refuse_blanks(path, table, named["target_column"][0], "target_column")
     pictures = named["image_column"]
     if (frame[pictures] == "").all(axis=None):
         raise InputError(f"{path}: column {pictures[0]!r} (image_column) is empty; fill in the paths of the images")
@@ -77,13 +90,9 @@ def csv(
     )
     _check_paths(table, images, pictures, path, image_root)
 
-    target, split, groups = (
-        frame[named[option][0]] if named[option] else None
-        for option in ("target_column", "split_column", "group_column")
-    )
-    assert target is not None
+    split, groups = (frame[named[option][0]] if named[option] else None for option in ("split_column", "group_column"))
     complete = {"number": numeric != "", "date": numeric != "", "category": categorical != ""}
-    columns = _columns(path, table, named, target, complete)
+    columns = _columns(path, table, named, frame[named["target_column"]].agg("|".join, axis=1), complete)
     kinds = {kind: [name for name in columns if columns[name].kind == kind] for kind in ("number", "date", "category")}
     values = {name: columns[name].values for names in kinds.values() for name in names}
     return Samples(
@@ -97,7 +106,10 @@ def csv(
         ids=table.places,
         split=split,
         groups=groups,
-        note=_note(path, table, named, columns),
+        note=_note(path, table, named, columns, decided),
+        task=kind,
+        readings={name: columns[name].reading for name in values},
+        image_columns=pictures,
     )
 
 
@@ -206,7 +218,7 @@ def _as_number(path: Path, table: Table, column: str) -> Column:
     return found
 
 
-def _note(path: Path, table: Table, named: dict[str, list[str]], columns: dict[str, Column]) -> str:
+def _note(path: Path, table: Table, named: dict[str, list[str]], columns: dict[str, Column], target: str) -> str:
     """What each column is used as, why, and how much of it is missing."""
     kinds = {
         **{"image_column": "image", "target_column": "target", "split_column": "split", "group_column": "group"},
@@ -224,7 +236,7 @@ def _note(path: Path, table: Table, named: dict[str, list[str]], columns: dict[s
             why += [f"{cell!r} in {table.places.name} {table.places[row]} counts as missing" for row, cell in odd[:2]]
             why += [f"as do {len(odd) - 2} more"] if len(odd) > 2 else []
         elif option == "target_column":
-            why.append(f"{table.frame[column].nunique()} classes")
+            why.append(target)
         kind = found.kind if found is not None else kinds[options[column]]
         lines.append((column, kind, "; ".join(why), f"{missing.mean():.0%}" if missing.any() else "-"))
     widths = [max(len(line[place]) for line in lines) for place in range(2)]

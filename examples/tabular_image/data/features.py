@@ -50,23 +50,28 @@ def with_features(samples: Samples, size: int, *, skip: bool) -> Samples:
         rows = np.arange(start, min(start + _PART, len(samples)))
         squares, failed = pixels(samples, rows, size)
         problems |= {start + place: problem for place, problem in failed.items()}
-        parts.append(picture_features(_channels_last(squares)))
+        parts.append(described(squares))
     return without(replace(samples, features=np.concatenate(parts)), problems, skip=skip)
 
 
-def standardised(features: np.ndarray, train: np.ndarray) -> Tensor:
-    """Features (N, F) with mean 0 and deviation 1 in the rows `train`; what is constant there is 0.
+def feature_scale(features: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation (F,) of features (N, F) in the rows `train`."""
+    return features[train].mean(axis=0), features[train].std(axis=0)
+
+
+def standardised(features: np.ndarray, scale: tuple[np.ndarray, np.ndarray]) -> Tensor:
+    """Features (N, F) with mean 0 and deviation 1 in the rows of `scale`; what is constant there is 0.
 
     Values further than 5 deviations are cut: a pixel that is nearly constant in training may be far off elsewhere.
     """
-    mean, deviation = features[train].mean(axis=0), features[train].std(axis=0)
+    mean, deviation = scale
     scaled = np.where(deviation > 1e-6, (features - mean) / np.maximum(deviation, 1e-6), 0)
     return torch.from_numpy(scaled.clip(-5, 5).astype(np.float32))
 
 
-def _channels_last(images: Tensor) -> np.ndarray:
-    """uint8 (B, S, S) or (B, S, S, 3) of (B, 1, S, S) or (B, 3, S, S)."""
-    return (images[:, 0] if images.shape[1] == 1 else images.permute(0, 2, 3, 1)).numpy()
+def described(squares: Tensor) -> np.ndarray:
+    """Features (B, F) of uint8 pixels (B, 1, S, S) or (B, 3, S, S)."""
+    return picture_features((squares[:, 0] if squares.shape[1] == 1 else squares.permute(0, 2, 3, 1)).numpy())
 
 
 def _features(square: np.ndarray) -> np.ndarray:

@@ -12,8 +12,8 @@ from .samples import Samples
 _VIEWS = ("frontal", "bedroom", "bathroom", "kitchen")
 
 
-def houses(root: Path) -> Samples:
-    """535 houses of California; the class is the quartile of the price.
+def houses(root: Path, task: str = "") -> Samples:
+    """535 houses of California; the class is the quartile of the price, or the target is the price.
 
     Layout of `root`: `Houses Dataset/HousesInfo.txt`, blank-separated without a header (bedrooms, bathrooms, area,
     zipcode, price), and `Houses Dataset/N_{frontal,bedroom,bathroom,kitchen}.jpg`, where house N, from 1, is row N.
@@ -23,10 +23,13 @@ def houses(root: Path) -> Samples:
 
     Args:
         root: The folder of the set.
+        task: "classification", or "regression" of the price.
 
     Raises:
-        InputError: The table is missing.
+        InputError: The table is missing, or the task is another.
     """
+    if task == "multilabel":
+        raise InputError("houses has no labels; give --task classification or regression")
     folder = root / "Houses Dataset"
     path = folder / "HousesInfo.txt"
     if not path.is_file():
@@ -42,5 +45,6 @@ def houses(root: Path) -> Samples:
         categorical=["zipcode"],
         target=frame["price"],
         ids=pd.Series(numbers, name="house"),
-        quantiles=4,
+        quantiles=None if task == "regression" else 4,
+        task="regression" if task == "regression" else "classification",
     )

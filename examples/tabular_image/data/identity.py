@@ -102,12 +102,17 @@ def identity(samples: Samples) -> Identity:
     """
     samples = fingerprinted(samples)
     assert samples.fingerprints is not None
-    special = {"the target": samples.target, "the split": samples.split, "the groups": samples.groups}
+    special: dict[str, pd.Series | None] = {"the split": samples.split, "the groups": samples.groups}
+    if isinstance(samples.target, pd.DataFrame):
+        special = {f"the label {name}": samples.target[name] for name in samples.target} | special
+    else:
+        special = {"the target": samples.target} | special
     columns = {str(name): samples.table[name] for name in samples.table.columns}
     columns |= {name: column for name, column in special.items() if column is not None}
     hashes = {name: _hashes(column) for name, column in columns.items()}
     rows = np.stack([*hashes.values(), samples.fingerprints])
-    classes = {} if samples.quantiles else samples.target.astype(str).value_counts().sort_index().to_dict()
+    named = samples.task == "classification" and not samples.quantiles
+    classes = samples.target.astype(str).value_counts().sort_index().to_dict() if named else {}
     return Identity(
         rows=len(samples),
         columns={name: _digest(values.tobytes()) for name, values in hashes.items()},

@@ -7,6 +7,7 @@ import pandas as pd
 from sklearn.tree import DecisionTreeClassifier
 
 from .samples import Samples
+from .targets import strata
 
 _GIVEN_AWAY = 0.99  # balanced accuracy on held-out rows of one column alone
 _MEMBERS = 0.2  # of the rows: so many different values and more are names of something that has several rows
@@ -53,10 +54,7 @@ def _pictures(samples: Samples, splits: dict[str, np.ndarray]) -> list[str]:
 
 
 def _telling_columns(samples: Samples, train: np.ndarray, held_out: np.ndarray) -> list[str]:
-    target = samples.target
-    if samples.quantiles:
-        target = pd.qcut(target.rank(method="first"), samples.quantiles, labels=False)
-    codes = pd.factorize(target.astype(str))[0]
+    codes = pd.factorize(strata(samples))[0]
     if len(train) > _TREE_ROWS:
         train = np.random.default_rng(0).choice(train, _TREE_ROWS, replace=False)
     found = []
@@ -90,7 +88,7 @@ def _torn_members(samples: Samples, train: np.ndarray, held_out: np.ndarray) -> 
     found = []
     for name in [*samples.numeric, *samples.categorical]:
         column = samples.table[name]
-        if name in samples.numeric and not _names_members(column, samples.target):
+        if name in samples.numeric and not _names_members(column, pd.Series(strata(samples))):
             continue
         values = column.dropna()
         if not _MEMBERS * len(values) <= values.nunique() < len(values):

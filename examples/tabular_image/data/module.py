@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import Any
 
 import lightning as L
@@ -13,12 +12,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ..errors import ImageError, InputError
-from .features import standardised, with_features
+from .features import feature_scale, standardised, with_features
 from .images import in_memory, normalise, pixels, random_affine, unidentified_images, without
 from .leaks import leaks
 from .samples import Samples
 from .splits import split_rows
 from .tables import encode_table
+from .targets import Target, encode_target
 
 Batch = dict[str, Tensor]
 Loaded = tuple[Batch, dict[int, str]]
@@ -54,17 +54,22 @@ class TabularImageData(L.LightningDataModule):
         cache: Most bytes of pixels to keep in memory.
         features: Hand out fixed features of the pictures in place of the pictures, see `data.features`: `"image"` is
             float (B, F, 1, 1), standardised on the training rows, and never augmented.
+        log_target: Learn the logarithm of the number that is the target.
 
     Attributes:
         samples: The data set, without skipped rows.
-        classes: Class names in the order of the target; ranges where the target was cut at quantiles.
+        task: What the numbers of the target mean.
+        classes: Class names in the order of the target; ranges where the target was cut at quantiles. Labels, where
+            there are several; the name of a number.
         table: Float (N, D), the encoded table of all rows.
-        target: Long (N,), the class of each row.
+        target: Long (N,), the class of each row; labels float (N, L), or a standardised number float (N,).
         table_width: D.
         table_columns: Where each raw column stands in the encoded table.
+        encoder: What encodes other rows alike.
+        feature_scale: Mean and deviation of each fixed feature on the training rows; None without features.
         train_table: Float (N, D), the encoded training rows.
         channels: 1 for grey images, 3 for colour, F for features.
-        class_counts: Long tensor (C,), training rows of each class.
+        class_counts: Long tensor (C,), training rows of each class, or with each label.
         split_sizes: Rows of "train", "val" and "test".
         splits: Their positions in `samples`.
         skipped: One sentence for each dropped row.
@@ -90,6 +95,7 @@ class TabularImageData(L.LightningDataModule):
         skip_corrupt: bool = False,
         cache: int = 2**30,
         features: bool = False,
+        log_target: bool = False,
     ) -> None:
         super().__init__()
         if len(samples) == 0:
@@ -113,17 +119,20 @@ class TabularImageData(L.LightningDataModule):
         self.workers = workers
         self.splits = split_rows(samples, validation=validation, test=test, folds=folds, fold=fold, seed=seed)
         self.split_sizes = {name: len(rows) for name, rows in self.splits.items()}
-        self._features = standardised(samples.features, self.splits["train"])[..., None, None] if features else None
-        if self._features is not None:
+        self.feature_scale = feature_scale(samples.features, self.splits["train"]) if features else None
+        self._features = None
+        if self.feature_scale is not None:
+            self._features = standardised(samples.features, self.feature_scale)[..., None, None]
             self.channels = self._features.shape[1]
         encoded = encode_table(samples, self.splits["train"])
-        self.table_columns = encoded.columns
+        self.table_columns, self.encoder = encoded.columns, encoded.encoder
         self.warnings = [*encoded.problems, *leaks(samples, self.splits)]
         self.table = torch.from_numpy(encoded.values)
         self.table_width = self.table.shape[1]
         self.train_table = self.table[self.splits["train"]]
-        self.classes, self.target = _encode_target(samples, self.splits["train"])
-        self.class_counts = self.target[self.splits["train"]].bincount(minlength=len(self.classes))
+        self.task, self.target = encode_target(samples, self.splits["train"], log=log_target)
+        self.classes, self.class_counts = list(self.task.names), torch.tensor(self.task.counts)
+        self.warnings += [f"{samples.name}: {sentence}" for sentence in _untrained_labels(self.task)]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled; the last batch is dropped unless it is the only one."""
@@ -276,14 +285,8 @@ class LazyLoader(DataLoader[Batch]):
                 yield batch
 
 
-def _encode_target(samples: Samples, train: np.ndarray) -> tuple[list[str], Tensor]:
-    """Class names (C) and the class of each row, long (N,)."""
-    if samples.quantiles is None:
-        classes, target = np.unique(samples.target.astype(str), return_inverse=True)
-        return classes.tolist(), torch.from_numpy(target)
-    shares = np.arange(1, samples.quantiles) / samples.quantiles
-    cuts = np.unique(samples.target.iloc[train].quantile(shares))
-    target = np.digitize(samples.target, cuts)
-    names = [f"{cut:,.6g}" for cut in cuts]
-    inner = [f"{low} to {high}" for low, high in pairwise(names)]
-    return [f"below {names[0]}", *inner, f"{names[-1]} and above"], torch.from_numpy(target)
+def _untrained_labels(task: Target) -> list[str]:
+    if task.task != "multilabel":
+        return []
+    alike = [name for name, count in zip(task.names, task.counts, strict=True) if count in (0, task.rows)]
+    return [f"label {name!r} is the same in all training rows, and nothing can be learned of it" for name in alike]

@@ -198,10 +198,10 @@ def _typed(path: Path, suffix: str) -> list[list[str]]:
         except ImportError as error:
             package = "pyarrow" if suffix in _PARQUET else "openpyxl"
             raise InputError(f"{path} needs a package that reads it ({error}); pip install {package}") from error
-    return [[_text(cell) for cell in row] for row in frame.itertuples(index=False)]
+    return [[as_text(cell) for cell in row] for row in frame.itertuples(index=False)]
 
 
-def _text(value: object) -> str:
+def as_text(value: object) -> str:
     """A cell as people would write it."""
     if isinstance(value, (list, tuple)) or type(value).__name__ == "ndarray":
         return str(list(value))  # type: ignore[call-overload]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -26,7 +26,8 @@ class Samples:
         numeric: Columns of `table` that are numbers; missing values are allowed.
         categorical: Columns of `table` that are categories; missing values are allowed.
         dates: Columns of `table` that are datetimes; missing values are allowed.
-        target: The class name of each row, or a number where `quantiles` is set.
+        target: The class name of each row, or a number where `quantiles` is set or the task is regression; for the task
+            multilabel bool (N, L), a column a label.
         ids: What `predictions.csv` and error messages call each row; its `name` says what they are ("id", "line").
         quantiles: Cut a numeric target into that many classes, at quantiles of the *training* rows.
         split: "train", "val" or "test" for each row, where the publisher fixed it.
@@ -34,6 +35,9 @@ class Samples:
         grey: The images have one channel.
         image_size: Side in pixels that suits the images, where the user names none.
         note: What the reader decided by itself, for the user to check.
+        task: What is predicted: "classification", "multilabel" or "regression".
+        readings: How the text of a column was read, by its name, for `columns.reread`; none where it was no text.
+        image_columns: What the columns of pictures are called in a table of new rows.
         features: Fixed features of each row's picture, float32 (N, F), see `features.with_features`; None before.
         fingerprints: A number for each row's pictures, uint64 (N,), see `identity.fingerprinted`; None before.
     """
@@ -43,7 +47,7 @@ class Samples:
     table: pd.DataFrame
     numeric: list[str]
     categorical: list[str]
-    target: pd.Series
+    target: pd.Series | pd.DataFrame
     ids: pd.Series
     dates: Sequence[str] = ()
     quantiles: int | None = None
@@ -52,6 +56,9 @@ class Samples:
     grey: bool = False
     image_size: int = 64
     note: str = ""
+    task: Literal["classification", "multilabel", "regression"] = "classification"
+    readings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    image_columns: Sequence[str] = ("image",)
     features: np.ndarray | None = None
     fingerprints: np.ndarray | None = None
 

@@ -11,6 +11,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train
 
 from ..errors import InputError
 from .samples import Samples
+from .targets import strata
 
 _SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
     ("val", "valid", "validation", "dev"), "val"
@@ -54,7 +55,7 @@ def split_rows(
             f"{samples.name} has fixed splits" if samples.split is not None else f"there is no fold {fold} of {folds}"
         )
         raise InputError(f"{fixed}; leave out --folds, or give two or more and a --fold from 0 to folds - 1")
-    labels = _stratification(samples)
+    labels = strata(samples)
     _refuse_single_rows(samples, labels)
     everything = np.arange(len(samples))
     if folds is not None:
@@ -80,23 +81,19 @@ def split_rows(
     return {name: np.sort(rows) for name, rows in published.items()}
 
 
-def _stratification(samples: Samples) -> np.ndarray:
-    """Class of each row, (N,). Quantiles of all rows serve only to balance the splits, never as classes."""
-    if samples.quantiles is None:
-        return samples.target.astype(str).to_numpy()
-    return pd.qcut(samples.target.rank(method="first"), samples.quantiles, labels=False).to_numpy()
-
-
 def _refuse_single_rows(samples: Samples, labels: np.ndarray) -> None:
+    if samples.task != "classification":
+        return
     classes, first, counts = np.unique(labels, return_index=True, return_counts=True)
     if len(classes) < 2:
         raise InputError(f"{samples.name}: every row has the same target, {classes[0]!r}; two classes are needed")
     single = np.flatnonzero(counts == 1)
     if len(single):
         more = f" (and {len(single) - 1} more classes)" if len(single) > 1 else ""
+        number = pd.to_numeric(pd.Series(classes), errors="coerce").notna().all()
         raise InputError(
             f"class {classes[single[0]]!r}{more} has a single sample, in {samples.where(first[single[0]])}; "
-            "add samples of that class or remove the row"
+            "add samples of that class or remove the row" + (", or give --task regression" if number else "")
         )
 
 
@@ -161,7 +158,7 @@ def _cut(
 
 
 def _refuse_untrained_classes(samples: Samples, labels: np.ndarray, rows: dict[str, np.ndarray]) -> None:
-    if samples.quantiles is not None:  # the classes are cut from the training rows
+    if samples.quantiles is not None or samples.task != "classification":  # the classes are cut from the training rows
         return
     untrained = ~pd.Index(labels).isin(labels[rows["train"]])  # numpy's isin compares every pair of objects
     if untrained.any():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.impute import SimpleImputer
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from ..errors import InputError
@@ -44,11 +44,70 @@ class EncodedTable:
         values: Float32 (N, D), finite everywhere.
         columns: What its columns are: numbers first.
         problems: One sentence for each cell whose number cannot be used.
+        encoder: What encodes other rows alike.
     """
 
     values: np.ndarray
     columns: list[TableColumn]
     problems: list[str]
+    encoder: TableEncoder
+
+
+@dataclass(frozen=True)
+class TableEncoder:
+    """How a raw table becomes numbers, fitted on training rows: see `encode_table`.
+
+    Attributes:
+        limits: For each number, its median, and the deviation from the median beyond which a cell counts as missing.
+        timed: For each date, whether its training rows have a time of day.
+        hashed: Categorical columns of more than 100 values.
+        categories: The categories of each other categorical column, in the order of its block.
+        scale: For each number, feature of a date and hash: exponent, median, mean and deviation, (4, columns).
+    """
+
+    limits: dict[str, tuple[float, float]]
+    timed: dict[str, bool]
+    hashed: list[str]
+    categories: dict[str, list[str]]
+    scale: np.ndarray
+
+    def state(self) -> dict[str, Any]:
+        """Everything in builtin types."""
+        return vars(self) | {"scale": self.scale.tolist()}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> TableEncoder:
+        """What `state` described."""
+        limits = {name: (float(middle), float(limit)) for name, (middle, limit) in state["limits"].items()}
+        return cls(**(state | {"limits": limits, "scale": np.array(state["scale"], dtype=float).reshape(4, -1)}))
+
+    def encode(self, samples: Samples) -> EncodedTable:
+        """The rows of a data set with the same columns.
+
+        Raises:
+            InputError: A numeric column holds text.
+        """
+        problems: list[str] = []
+        numbers = self._numbers(samples, problems)
+        exponent, median, mean, deviation = self.scale
+        values = np.ldexp(numbers.to_numpy(dtype=float), exponent.astype(int))
+        scaled = ((np.where(np.isnan(values), median, values) - mean) / deviation).astype(np.float32)
+        columns = [TableColumn(str(name), place, place + 1, False) for place, name in enumerate(numbers.columns)]
+        blocks = [scaled]
+        for name, categories in self.categories.items():
+            blocks.append(_one_hot(_text(samples, name), categories))
+            start = columns[-1].stop if columns else 0
+            columns.append(TableColumn(name, start, start + len(categories), True))
+        return EncodedTable(np.concatenate(blocks, axis=1), columns, problems, self)
+
+    def _numbers(self, samples: Samples, problems: list[str]) -> pd.DataFrame:
+        """Floats (N, columns), NaN where a cell is missing or told in `problems`."""
+        parts = [
+            *(_usable(samples, name, *limits, problems) for name, limits in self.limits.items()),
+            *(_date_features(samples.table[name], timed) for name, timed in self.timed.items()),
+            *(_hashes(_text(samples, name)) for name in self.hashed),
+        ]
+        return pd.concat(parts, axis=1) if parts else pd.DataFrame(index=samples.table.index)
 
 
 def encode_table(samples: Samples, train: np.ndarray) -> EncodedTable:
@@ -69,46 +128,57 @@ def encode_table(samples: Samples, train: np.ndarray) -> EncodedTable:
     """
     if not (samples.numeric or samples.categorical or samples.dates):
         raise InputError(f"{samples.name}: the table has no column that can be used; name at least one")
-    problems: list[str] = []
-    text = {name: samples.table[name].map(str, na_action="ignore").fillna("") for name in samples.categorical}
+    text = {name: _text(samples, name) for name in samples.categorical}
     hashed = [name for name in text if text[name].nunique() > MANY]
-    numeric = (
-        pd.concat(
-            [
-                *(_numbers(samples, name, problems) for name in samples.numeric),
-                *(_date_features(samples.table[name], train) for name in samples.dates),
-                *(_hashes(text[name]) for name in hashed),
-            ],
-            axis=1,
-        )
-        if samples.numeric or samples.dates or hashed
-        else pd.DataFrame(index=samples.table.index)
+    unscaled = TableEncoder(
+        limits={name: _limits(_as_floats(samples, name).to_numpy()) for name in samples.numeric},
+        timed={name: _timed(samples.table[name], train) for name in samples.dates},
+        hashed=hashed,
+        categories={name: sorted(set(text[name].iloc[train])) for name in text if name not in hashed},
+        scale=np.empty((4, 0)),
     )
-    blocks = [_standardised(numeric, train)] if len(numeric.columns) else []
-    columns = [TableColumn(str(name), place, place + 1, False) for place, name in enumerate(numeric.columns)]
-    for name in samples.categorical:
-        if name not in hashed:
-            one_hot = OneHotEncoder(handle_unknown="ignore", sparse_output=False, dtype=np.float32)
-            cells = text[name].to_numpy(dtype=object)[:, None]
-            blocks.append(one_hot.fit(cells[train]).transform(cells))
-            start = columns[-1].stop if columns else 0
-            columns.append(TableColumn(name, start, start + blocks[-1].shape[1], True))
-    return EncodedTable(np.concatenate(blocks, axis=1), columns, problems)
+    return replace(unscaled, scale=_scale(unscaled._numbers(samples, []), train)).encode(samples)
 
 
-def _standardised(numbers: pd.DataFrame, train: np.ndarray) -> np.ndarray:
-    """Float32 (N, columns): medians in the gaps, mean 0 and deviation 1 over the training rows."""
-    # An empty column stays, as zeros: D must not depend on which rows happen to train.
-    scaler = make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler())
+def _scale(numbers: pd.DataFrame, train: np.ndarray) -> np.ndarray:
+    """Exponent, median, mean and deviation of each column, (4, columns), from the training rows.
+
+    Squares of numbers beyond 1e150 have no float; a power of two changes no digit.
+    """
+    if not len(numbers.columns):
+        return np.empty((4, 0))
     values = numbers.to_numpy(dtype=float)
-    # Squares of numbers beyond 1e150 have no float; a power of two changes no digit.
     exponents = np.frexp(np.nanmax(np.abs(values), axis=0, initial=0))[1]
-    values = np.ldexp(values, np.where(np.abs(exponents) > 400, -exponents, 0))
-    return np.asarray(scaler.fit(values[train]).transform(values), dtype=np.float32)
+    exponents = np.where(np.abs(exponents) > 400, -exponents, 0)
+    # An empty column stays, as zeros: D must not depend on which rows happen to train.
+    imputer, scaler = SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler()
+    scaler.fit(imputer.fit_transform(np.ldexp(values[train], exponents)))
+    return np.stack([exponents, np.nan_to_num(imputer.statistics_), scaler.mean_, scaler.scale_])
 
 
-def _numbers(samples: Samples, column: str, problems: list[str]) -> pd.Series:
-    """Floats (N,), NaN where a cell is missing or told in `problems`."""
+def _one_hot(cells: pd.Series, categories: list[str]) -> np.ndarray:
+    """Float32 (N, categories); zeros for a category that is not among them."""
+    encoder = OneHotEncoder(
+        categories=[np.array(categories, dtype=object)],
+        handle_unknown="ignore",
+        sparse_output=False,
+        dtype=np.float32,
+    )
+    encoder.fit(np.array(categories, dtype=object)[:, None])
+    return np.asarray(encoder.transform(cells.to_numpy(dtype=object)[:, None]))
+
+
+def _text(samples: Samples, column: str) -> pd.Series:
+    """A categorical column as text, "" where a cell is missing."""
+    return samples.table[column].map(str, na_action="ignore").fillna("")
+
+
+def _as_floats(samples: Samples, column: str) -> pd.Series:
+    """Floats (N,), NaN where a cell is missing.
+
+    Raises:
+        InputError: A cell holds text.
+    """
     raw = samples.table[column]
     numbers = pd.to_numeric(raw, errors="coerce").astype(float)
     text = numbers.isna() & raw.notna()
@@ -118,39 +188,57 @@ def _numbers(samples: Samples, column: str, problems: list[str]) -> pd.Series:
             f"{samples.where(row)}: column {column!r} is numeric but holds {raw.iloc[row]!r}; "
             "correct the value or name the column among the categorical ones"
         )
+    return numbers
+
+
+def _usable(samples: Samples, column: str, middle: float, limit: float, problems: list[str]) -> pd.Series:
+    """Floats (N,), NaN where a cell is missing or told in `problems`."""
+    raw, numbers = samples.table[column], _as_floats(samples, column)
     infinite = np.isinf(numbers.to_numpy())
-    drowning = _drowning(numbers.to_numpy())
+    drowning = _far(numbers.to_numpy(), middle) > limit
     for unusable, what in ((infinite, "which is not finite"), (drowning, "beside which its other numbers vanish")):
         rows = np.flatnonzero(unusable)
         more = f", as do {len(rows) - 1} more cells" if len(rows) > 1 else ""
         for row in rows[:1]:
             problems.append(
-                f"{samples.where(row)}: column {column!r} holds {raw.iloc[row]:g}, {what}; the cell counts as "
+                f"{samples.where(row)}: column {column!r} holds {float(raw.iloc[row]):g}, {what}; the cell counts as "
                 f"missing{more}"
             )
     return numbers.where(~(infinite | drowning))
 
 
-def _drowning(numbers: np.ndarray) -> np.ndarray:
-    """Which numbers deviate so much more than all others that float32 cannot tell the others apart, bool (N,)."""
+def _limits(numbers: np.ndarray) -> tuple[float, float]:
+    """The median of a column, and how far from the median float32 cannot tell its other numbers apart."""
     finite = np.isfinite(numbers)
-    with np.errstate(over="ignore"):
-        far = np.abs(np.where(finite, numbers, 0) - (np.median(numbers[finite]) if finite.any() else 0))
-    far[~finite] = 0
+    middle = float(np.median(numbers[finite])) if finite.any() else 0.0
+    far = _far(numbers, middle)
     ordered = np.sort(far[far > 0])
     jumps = np.flatnonzero(ordered[1:] / _DROWNED > ordered[:-1])
     # The numbers above a jump are the errors, where they are few.
     limits = [ordered[jump] for jump in jumps if len(ordered) - jump - 1 <= max(1, len(numbers) // 20)]
-    return far > limits[0] if limits else np.zeros(len(numbers), dtype=bool)
+    return middle, float(limits[0]) if limits else np.inf
 
 
-def _date_features(dates: pd.Series, train: np.ndarray) -> pd.DataFrame:
+def _far(numbers: np.ndarray, middle: float) -> np.ndarray:
+    """How far each number is from the median, (N,); 0 where it is missing or not finite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.where(np.isfinite(numbers), np.abs(numbers - middle), 0)
+
+
+def _timed(dates: pd.Series, train: np.ndarray) -> bool:
+    """Whether training rows have a time of day; all rows decide where no training row has a date."""
+    known = dates.iloc[train].dropna() if dates.iloc[train].notna().any() else dates.dropna()
+    return bool((known.dt.normalize() != known).any())
+
+
+def _date_features(dates: pd.Series, timed: bool) -> pd.DataFrame:
     """Features of a column of datetimes, floats with NaN where it is missing."""
     from skrub import DatetimeEncoder  # takes seconds, and few tables have dates
 
     encoder = DatetimeEncoder(add_weekday=True, periodic_encoding="circular")
+    # The encoder looks at its first column for times of day alone.
+    encoder.fit(pd.Series([pd.Timestamp("2000-01-01 01:00" if timed else "2000-01-01")], name=dates.name))
     dates = dates.reset_index(drop=True)
-    encoder.fit(dates.iloc[train] if dates.iloc[train].notna().any() else dates)
     return encoder.transform(dates).astype(float).set_axis(dates.index)
 
 

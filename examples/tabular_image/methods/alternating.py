@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gaal_surgery import ConflictMonitor, FreshFeatures, GradientAlignedAlternator, entropy
+from gaal_surgery import ConflictMonitor, FreshFeatures, GradientAlignedAlternator
 
 from ..data.module import Batch, TabularImageData
 from ..options import Options
-from .base import Logits
+from .base import ALL_TASKS, Logits
 from .monitored import Monitored
 from .settings import AlternatingSettings
 
@@ -27,12 +26,13 @@ class Alternating(Monitored):
     """
 
     Settings = AlternatingSettings
+    tasks = ALL_TASKS
     several_processes = True
     monitor: ConflictMonitor
 
     def __init__(self, data: TabularImageData, options: Options) -> None:
         super().__init__(data, options)
-        self.head = nn.Linear(self.width, self.classes)
+        self.head = self.task.head(self.width)
         self.monitor = ConflictMonitor()
 
     def forward(self, batch: Batch) -> Logits:
@@ -55,7 +55,8 @@ class Alternating(Monitored):
             self.head,
             guides="others",
             fraction=self.fractions(),
-            uncertainty=entropy if settings.uncertainty == "entropy" else random_scores,
+            loss_fn=self.task.loss,
+            uncertainty=self.task.uncertainty if settings.uncertainty == "entropy" else random_scores,
             rule=self.rule(),
             align=settings.align,
             max_norm=settings.max_norm,
@@ -69,7 +70,7 @@ class Alternating(Monitored):
         order = ("table", "image") if self.settings.order == "table_first" else ("image", "table")
         for turn in optimizer.turns(*order):
             own = features[turn.modality]
-            losses[turn.modality] = loss = F.cross_entropy(self.head(own), target)
+            losses[turn.modality] = loss = self.task.loss(self.head(own), target)
             self.manual_backward(loss)
             if self.settings.guidance == "fresh":
                 for guide in turn.guides:

@@ -10,21 +10,19 @@ from typing import Any, ClassVar
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
-from gaal_surgery import CalibratedFusion, fuse_logits
-
 from ..data.module import Batch, TabularImageData
 from ..errors import DivergenceError, InputError
-from ..metrics import accuracy
 from ..models import TableMLP, image_encoder
 from ..options import Options
+from ..tasks import TASKS, Task, build_task
 from .fusion import FUSIONS, fusion_losses
 from .settings import NoSettings
 
 Logits = dict[str, Tensor]
+ALL_TASKS = tuple(TASKS)
 
 _CHECKED = 50  # steps between looks at the losses on a device, each of which makes the host wait
 
@@ -51,11 +49,12 @@ class Method(L.LightningModule):
     A method may train in several stages, one after the other in one run; only epochs of the last one are tested.
 
     Args:
-        data: its `channels`, `table_width` and `class_counts` shape the networks.
+        data: its `channels`, `table_width` and `task` shape the networks.
         options: encoder, optimizer, schedule, fusion, and the method's own `settings`.
 
     Attributes:
         Settings: the dataclass of the method's own options, with which it is registered.
+        tasks: what the method can learn.
         several_processes: whether it may train in several, because its loss is a mean over the rows of a batch.
         settings: its instance.
         modalities: those that the method trains and predicts from.
@@ -63,15 +62,16 @@ class Method(L.LightningModule):
         takes_image_alone: whether `forward` takes a batch without a table; others get a table of zeros.
         encoders: an encoder by modality, each to (B, width).
         width: features of each encoder.
-        classes: number of classes C.
+        task: the loss, and what the outputs of a head mean.
+        outputs: columns of a head, C: one a class or label, two of a number.
     """
 
     Settings: ClassVar[type[Any]] = NoSettings
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
     several_processes: ClassVar[bool] = False
     modalities: ClassVar[tuple[str, ...]] = ("image", "table")
     voices: ClassVar[tuple[str, ...]] = ("image", "table")
     takes_image_alone: ClassVar[bool] = False
-    log_prior: Tensor
     chosen: Tensor
 
     def __init__(self, data: TabularImageData, options: Options) -> None:
@@ -79,22 +79,24 @@ class Method(L.LightningModule):
         self.automatic_optimization = False
         self.options = options
         self.settings = self.Settings() if options.settings is None else options.settings
-        self.classes, self.table_width = len(data.class_counts), data.table_width
+        self.task: Task = build_task(data.task, options.class_weights)
+        self.outputs, self.table_width = self.task.outputs, data.table_width
+        side = data.image_size if data.feature_scale is None else 1
+        self.image_shape = (data.channels, side, side)
         image = image_encoder(options.image_encoder, data.channels, options.pretrained and "image" in self.modalities)
         encoders = {"image": image, "table": TableMLP(data.table_width, image.width)}
         self.width: int = image.width
         self.encoders = nn.ModuleDict({modality: encoders[modality] for modality in self.modalities})
         self.register_buffer("chosen", torch.tensor(0))
-        self.register_buffer("log_prior", (data.class_counts / data.class_counts.sum()).log())
         # Fitted by itself, never by the optimizer.
-        self.calibrated = CalibratedFusion(self.voices, self.classes).requires_grad_(False)
+        self.calibrated = self.task.calibrated(self.voices).requires_grad_(False)
         self._validation: list[dict[str, Any]] = []
         self._unchecked: list[tuple[int, dict[str, Tensor]]] = []
 
     # For a method to write.
 
     def forward(self, batch: Batch) -> Logits:
-        """Logits (B, C) by the name of the prediction: "image", "table", and "fused" if the method has its own."""
+        """Outputs (B, C) by the name of the prediction: "image", "table", and "fused" if the method has its own."""
         raise NotImplementedError
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -126,7 +128,7 @@ class Method(L.LightningModule):
 
     def trainable(self) -> list[nn.Module]:
         """All modules that the method may train."""
-        return [module for module in self.children() if module is not self.calibrated]
+        return [module for module in self.children() if module not in (self.calibrated, self.task)]
 
     @property
     def stage(self) -> Stage:
@@ -220,22 +222,22 @@ class Method(L.LightningModule):
         """The three fusions (B, C) of the voices, by name; none where the method does not predict from all of them."""
         return self.fused_by(self.calibrated, logits) if set(self.voices) <= logits.keys() else {}
 
-    def fused_by(self, calibrated: CalibratedFusion, logits: Logits) -> Logits:
+    def fused_by(self, calibrated: nn.Module, logits: Logits) -> Logits:
         """The three fusions (B, C), the mean and the calibrated sum of the voices that `calibrated` has."""
         voices = {voice: logits[voice] for voice in calibrated.modalities}
         unimodal = [logits[modality] for modality in ("image", "table")]
         return {
-            "mean": fuse_logits(voices),
-            "product": fuse_logits(unimodal, log_prior=self.log_prior),
+            "mean": self.task.mean(voices),
+            "product": self.task.product(unimodal),
             "calibrated": calibrated(voices),
         }
 
     def fit_fusions(self, logits: Logits, target: Tensor) -> None:
         """Fit the calibrated fusion to validation rows, and with `--fusion auto` choose the best of the three."""
         voices = {voice: logits[voice] for voice in self.voices}
-        self.calibrated.fit(voices, target)
+        self.task.fit(self.calibrated, voices, target)
         if self.options.fusion == "auto":
-            losses = fusion_losses(self.calibrated, self.fused_by(self.calibrated, logits), voices, target)
+            losses = fusion_losses(self.task, self.fused_by(self.calibrated, logits), voices, target)
             self.chosen.fill_(FUSIONS.index(min(losses, key=lambda name: losses[name])))
 
     @property
@@ -254,10 +256,32 @@ class Method(L.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Any]:
         """Logits by name, with the batch's target and row."""
         if "table" not in batch and not self.takes_image_alone:
-            batch = batch | {"table": self.log_prior.new_zeros(len(batch["target"]), self.table_width)}
-        # Out of mixed precision: metrics and the calibrated fusion work in the precision of the parameters.
-        logits = {name: values.to(self.log_prior.dtype) for name, values in self(batch).items()}
-        return {"logits": logits, "target": batch["target"], "row": batch["row"]}
+            batch = batch | {"table": batch["image"].new_zeros(len(batch["row"]), self.table_width)}
+        return {"logits": self._in_full(self(batch)), "target": batch["target"], "row": batch["row"]}
+
+    def answer(self, batch: Batch) -> Tensor:
+        """Outputs (B, C) of the prediction for rows that may lack "image" or "table".
+
+        Where voices are fused late, the voice that is left answers. Otherwise zeros, the means of the training rows,
+        stand for what is missing. NaN where the prediction looks at one modality, and that one is missing.
+        """
+        missing = {"image", "table"} - batch.keys()
+        rows = len(batch["row"])
+        shapes = {"image": self.image_shape, "table": (self.table_width,)}
+        if not self.takes_image_alone:
+            zeros = {name: torch.zeros(rows, *shapes[name], device=self.device, dtype=self.dtype) for name in missing}
+            batch = batch | zeros
+        logits = self._in_full(self(batch))
+        predictions = self.predictions(logits)
+        main = next(iter(predictions))
+        left = [name for name in ("image", "table") if name not in missing]
+        if main == "fused" and "fused" not in logits and len(left) == 1 and left[0] in predictions:
+            main = left[0]
+        return predictions[main] * (torch.nan if main in missing else 1)
+
+    def _in_full(self, outputs: Logits) -> Logits:
+        """Out of mixed precision: metrics and the calibrated fusion work in the precision of the parameters."""
+        return {name: values.to(self.dtype) for name, values in outputs.items()}
 
     # Validation.
 
@@ -273,15 +297,17 @@ class Method(L.LightningModule):
             self._validation.append(self.predict_step(batch, batch_idx))
 
     def on_validation_epoch_end(self) -> None:
-        """Fit the calibrated fusion; log loss and accuracy of the selecting prediction, and each accuracy.
+        """Fit the calibrated fusion; log loss and figure of the selecting prediction, and the figure of each voice.
 
-        `val_selection` is what the tested epoch has most of: rows that are right and, between equals, the lower loss.
+        `val_selection` is what the tested epoch has most of, by `--select`: rows that are right, or the mean recall,
+        and between equals the lower loss; or the lower loss alone.
         """
         self._check_losses()
+        figure, selected = f"val_{self.task.figure}", f"val_{self.selected_by}"
         if not self.selecting:
-            for name in ("val_loss", "val_accuracy", "val_selection"):
+            for name in {"val_loss", figure, selected, "val_selection"}:
                 # As below: Lightning takes no metric that is logged in two ways.
-                self.log(name, math.nan, prog_bar=name == "val_accuracy")
+                self.log(name, math.nan, prog_bar=name == figure)
             return
         outputs = collate(self._validation)
         self._validation.clear()
@@ -295,15 +321,31 @@ class Method(L.LightningModule):
             self.fit_fusions(logits, target)
         predictions = self.predictions(logits)
         main = next(iter(predictions.values()))
-        loss, right = F.cross_entropy(main, target), accuracy(main, target)
+        loss = self.task.loss(main, target)
         if not loss.isfinite():
             raise self.diverged(f"the validation loss is {loss.item()} in epoch {self.current_epoch}")
+        measured = {name: self.task.measure(values, target, brief=True) for name, values in predictions.items()}
+        figures = {name: _number(each[self.task.figure]) for name, each in measured.items()}
+        first = next(iter(measured.values()))
         self.log("val_loss", loss)
-        self.log("val_accuracy", right, prog_bar=True)
-        self.log("val_selection", (right * len(target)).round() + 1 / (1 + loss))
-        self.log_dict(
-            {f"val_accuracy_{name}": accuracy(predictions[name], target) for name in predictions if name in self.voices}
-        )
+        self.log(figure, figures[next(iter(figures))], prog_bar=True)
+        if selected not in ("val_loss", figure):
+            self.log(selected, _number(first[self.selected_by]))
+        self.log("val_selection", self._selection(first, loss, len(target)))
+        self.log_dict({f"{figure}_{name}": value for name, value in figures.items() if name in self.voices})
+
+    def _selection(self, figures: Mapping[str, float | None], loss: Tensor, rows: int) -> Tensor:
+        match self.selected_by:
+            case "accuracy":
+                return round(_number(figures["accuracy"]) * rows) + 1 / (1 + loss)
+            case "balanced_accuracy":  # a row that is right adds 1 / C or more, and the loss less
+                return _number(figures["balanced_accuracy"]) * rows + 1 / (1 + loss) / self.outputs
+        return -loss
+
+    @property
+    def selected_by(self) -> str:
+        """What the tested epoch is best in: `--select`, or what the task selects by."""
+        return self.options.select or self.task.selections[0]
 
     # Optimization, as the Trainer wants it.
 
@@ -337,6 +379,10 @@ class Method(L.LightningModule):
     def _ends(self) -> list[int]:
         """The epoch after each stage."""
         return list(accumulate(stage.epochs for stage in self.stages()))
+
+
+def _number(figure: float | None) -> float:
+    return math.nan if figure is None else figure
 
 
 def collate(outputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

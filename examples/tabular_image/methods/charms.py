@@ -52,7 +52,7 @@ class CHARMS(Method):
 
     def __init__(self, data: TabularImageData, options: Options) -> None:
         super().__init__(data, options)
-        self.head = nn.Sequential(nn.Linear(self.width, self.width // 2), nn.Linear(self.width // 2, self.classes))
+        self.head = nn.Sequential(nn.Linear(self.width, self.width // 2), nn.Linear(self.width // 2, self.outputs))
         widths = [column.stop - column.start for column in data.table_columns]
         self.categories = [
             width for column, width in zip(data.table_columns, widths, strict=True) if column.categorical
@@ -61,7 +61,7 @@ class CHARMS(Method):
         self.table_model = FTTransformer(
             n_cont_features=self.numbers,
             cat_cardinalities=self.categories,
-            d_out=self.classes,
+            d_out=self.outputs,
             n_blocks=2,
             d_block=8,
             attention_n_heads=8,
@@ -93,8 +93,8 @@ class CHARMS(Method):
         tables: list[Tensor] = []
         maps: list[Tensor] = []
         for batch in batches:
-            tables.append(batch["table"].to(self.log_prior))
-            maps.append(self.encoders["image"].maps(batch["image"].to(self.log_prior)))
+            tables.append(batch["table"].to(self.device, self.dtype))
+            maps.append(self.encoders["image"].maps(batch["image"].to(self.device, self.dtype)))
             if sum(map(len, tables)) >= self.settings.rows:
                 break
         rows = slice(self.settings.rows)
@@ -131,8 +131,8 @@ class CHARMS(Method):
         table, target = batch["table"], batch["target"]
         features = self.encoders["image"](batch["image"])
         losses = {
-            "image": F.cross_entropy(self.head(features), target),
-            "table": F.cross_entropy(self.table_model(*self.columns(table)), target),
+            "image": self.task.loss(self.head(features), target),
+            "table": self.task.loss(self.table_model(*self.columns(table)), target),
         }
         layout = [self.numbers, *self.categories]
         predicted, blocks = self.attributes(features).split(layout, dim=1), table.split(layout, dim=1)

@@ -10,7 +10,7 @@ from gaal_surgery import AlignmentStats, ConflictMonitor, gramian
 
 from ..data.module import Batch, TabularImageData
 from ..options import Options
-from .base import Logits
+from .base import ALL_TASKS, Logits
 from .monitored import Monitored
 from .settings import ConcatenationSettings
 
@@ -28,11 +28,12 @@ class Concatenation(Monitored):
     """
 
     Settings = ConcatenationSettings
+    tasks = ALL_TASKS
     several_processes = True
 
     def __init__(self, data: TabularImageData, options: Options) -> None:
         super().__init__(data, options)
-        self.head = nn.Linear(2 * self.width, self.classes)
+        self.head = nn.Linear(2 * self.width, self.outputs)
         # A method that only shares the model has other settings.
         if isinstance(self.settings, ConcatenationSettings) and self.settings.measure_conflict:
             self.monitor = ConflictMonitor()
@@ -44,11 +45,12 @@ class Concatenation(Monitored):
             modality: F.linear(encoder(batch[modality]), weight, self.head.bias / 2)
             for (modality, encoder), weight in zip(self.encoders.items(), weights, strict=True)
         }
-        return {"fused": torch.stack(list(slices.values())).sum(dim=0), **slices}
+        sums = {"fused": torch.stack(list(slices.values())).sum(dim=0), **slices}
+        return {name: self.task.bounded(outputs) for name, outputs in sums.items()}
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One step on the cross-entropy of the joint logits."""
-        losses = {name: F.cross_entropy(logits, batch["target"]) for name, logits in self(batch).items()}
+        losses = {name: self.task.loss(logits, batch["target"]) for name, logits in self(batch).items()}
         if self.monitor is not None:
             self.measure(losses, self.monitor)
         self.descend(losses["fused"])

@@ -38,7 +38,7 @@ class DAFT(Method):
         if hasattr(maps, "layer4"):
             maps.layer4 = maps.layer4[:-1]
         self.block = AffineBlock(self.width, data.table_width, self.settings.reduction)
-        self.head = nn.Linear(self.width, self.classes)
+        self.head = nn.Linear(self.width, self.outputs)
 
     def forward(self, batch: Batch) -> Logits:
         """Logits (B, C) under "fused"."""
@@ -47,7 +47,7 @@ class DAFT(Method):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One step on the cross-entropy."""
-        loss = F.cross_entropy(self(batch)["fused"], batch["target"])
+        loss = self.task.loss(self(batch)["fused"], batch["target"])
         self.descend(loss)
         self.log_losses({"fused": loss}, batch)
 

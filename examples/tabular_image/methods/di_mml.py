@@ -40,9 +40,9 @@ class DIMML(Method):
 
     def __init__(self, data: TabularImageData, options: Options) -> None:
         super().__init__(data, options)
-        self.heads = nn.ModuleDict({modality: nn.Linear(self.width, self.classes) for modality in self.modalities})
-        self.shared_head = nn.Linear(self.width, self.classes)
-        self.joint_head = nn.Linear(2 * self.width, self.classes)
+        self.heads = nn.ModuleDict({modality: nn.Linear(self.width, self.outputs) for modality in self.modalities})
+        self.shared_head = nn.Linear(self.width, self.outputs)
+        self.joint_head = nn.Linear(2 * self.width, self.outputs)
         self.register_buffer("image_only", torch.zeros(self.width, dtype=torch.bool))  # S_I
         self.register_buffer("table_only", torch.zeros(self.width, dtype=torch.bool))  # S_T
 
@@ -76,13 +76,13 @@ class DIMML(Method):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One step on the losses of the stage."""
         features, target = self.features(batch), batch["target"]
-        losses = {name: F.cross_entropy(head(features[name]), target) for name, head in self.heads.items()}
+        losses = {name: self.task.loss(head(features[name]), target) for name, head in self.heads.items()}
         if self.stage.name == "fusion":
-            losses["fused"] = F.cross_entropy(self.joint_head(torch.cat(list(features.values()), dim=1)), target)
+            losses["fused"] = self.task.loss(self.joint_head(torch.cat(list(features.values()), dim=1)), target)
             self.descend(losses["fused"])
         else:
             loss = losses["image"] + losses["table"]
-            shared = [F.cross_entropy(self.shared_head(values), target) for values in features.values()]
+            shared = [self.task.loss(self.shared_head(values), target) for values in features.values()]
             losses["shared"] = torch.stack(shared).sum()
             loss = loss + self.settings.shared_weight * losses["shared"]
             if self.stage_epoch >= self.contrast_epoch:
@@ -111,7 +111,7 @@ class DIMML(Method):
         for batch in self.trainer.datamodule.train_dataloader():
             targets.append(batch["target"])
             for modality, encoder in self.encoders.items():
-                features[modality].append(encoder(batch[modality].to(self.log_prior)).cpu())
+                features[modality].append(encoder(batch[modality].to(self.device, self.dtype)).cpu())
         self.encoders.train()
         accuracies = {
             name: accuracies_alone(torch.cat(values), torch.cat(targets)) for name, values in features.items()

@@ -37,8 +37,8 @@ class FMR(Method):
     def __init__(self, data: TabularImageData, options: Options) -> None:
         super().__init__(data, options)
         # The head first: it draws what the image baseline's does.
-        self.head = nn.Linear(self.width, self.classes)
-        self.wires = nn.Linear(data.table_width, self.classes, bias=False)
+        self.head = nn.Linear(self.width, self.outputs)
+        self.wires = nn.Linear(data.table_width, self.outputs, bias=False)
         nn.init.zeros_(self.wires.weight)
         self.reconstruction = nn.Linear(self.width, data.table_width, bias=False)
         self.register_buffer("kept", torch.ones(data.table_width, dtype=torch.bool))
@@ -79,7 +79,7 @@ class FMR(Method):
         """One step on the cross-entropy of both parts and the reconstruction."""
         features, table = self.encoders["image"](batch["image"]), batch["table"]
         losses = {
-            "image": F.cross_entropy(self.wired_logits(features, table), batch["target"]),
+            "image": self.task.loss(self.wired_logits(features, table), batch["target"]),
             "reconstruction": F.mse_loss(self.reconstruction(features), table) / 2,
         }
         self.descend(losses["image"] + self.settings.reconstruction * losses["reconstruction"])

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gaal_surgery import CalibratedFusion, FreshFeatures
+from gaal_surgery import FreshFeatures
 
 from ..data.module import Batch, TabularImageData
 from ..errors import InputError
@@ -48,8 +47,8 @@ class GAALJoint(GAAL):
             nn.Dropout(self.settings.dropout),
             nn.Linear(self.width, self.width),
         )
-        self.joint_head = self.head if self.settings.head == "shared" else nn.Linear(self.width, self.classes)
-        self.pair = CalibratedFusion(self.modalities, self.classes).requires_grad_(False)
+        self.joint_head = self.head if self.settings.head == "shared" else self.task.head(self.width)
+        self.pair = self.task.calibrated(self.modalities).requires_grad_(False)
 
     def forward(self, batch: Batch) -> Logits:
         """Logits (B, C) under "image", "table" and "joint", or of the one modality that the batch has."""
@@ -80,7 +79,7 @@ class GAALJoint(GAAL):
             else:
                 own = features[turn.modality]
             head = self.joint_head if is_joint else self.head
-            losses[turn.modality] = loss = F.cross_entropy(head(own), target)
+            losses[turn.modality] = loss = self.task.loss(head(own), target)
             self.manual_backward(loss)
             for guide in turn.guides:
                 if settings.guided or not (is_joint or guide == "joint"):
@@ -99,7 +98,7 @@ class GAALJoint(GAAL):
     def fit_fusions(self, logits: Logits, target: Tensor) -> None:
         """Fit that of the three voices, and that of image and table alone."""
         super().fit_fusions(logits, target)
-        self.pair.fit({name: logits[name] for name in self.modalities}, target)
+        self.task.fit(self.pair, {name: logits[name] for name in self.modalities}, target)
 
     def fusions(self, logits: Logits) -> Logits:
         """The fusions of the three voices, or of image and table where these are all."""

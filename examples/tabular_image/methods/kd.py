@@ -32,9 +32,9 @@ class KD(Method):
 
     def __init__(self, data: TabularImageData, options: Options) -> None:
         super().__init__(data, options)
-        self.head = nn.Linear(self.width, self.classes)  # first, to start as that of method `image` does
+        self.head = nn.Linear(self.width, self.outputs)  # first, to start as that of method `image` does
         self.teacher_head = nn.Sequential(
-            nn.Dropout(self.settings.teacher_dropout), nn.Linear(self.width, self.classes)
+            nn.Dropout(self.settings.teacher_dropout), nn.Linear(self.width, self.outputs)
         )
 
     def stages(self) -> list[Stage]:
@@ -57,12 +57,12 @@ class KD(Method):
         """One step of the teacher or of the student."""
         target = batch["target"]
         if self.stage.name == "teacher":
-            losses = {"teacher": F.cross_entropy(self.teach(batch), target)}
+            losses = {"teacher": self.task.loss(self.teach(batch), target)}
             self.descend(losses["teacher"])
         else:
             weight, logits = self.settings.weight, self(batch)["image"]
             losses = {
-                "image": F.cross_entropy(logits, target),
+                "image": self.task.loss(logits, target),
                 "distillation": distillation(logits, self.teach(batch), self.settings.temperature),
             }
             self.descend((1 - weight) * losses["image"] + weight * losses["distillation"])

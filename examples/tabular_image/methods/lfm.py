@@ -44,7 +44,7 @@ class LFM(Method):
 
     def __init__(self, data: TabularImageData, options: Options) -> None:
         super().__init__(data, options)
-        self.heads = nn.ModuleDict({modality: nn.Linear(self.width, self.classes) for modality in self.modalities})
+        self.heads = nn.ModuleDict({modality: nn.Linear(self.width, self.outputs) for modality in self.modalities})
 
     def forward(self, batch: Batch) -> Logits:
         """Logits (B, C) under "image" and "table"."""
@@ -54,13 +54,13 @@ class LFM(Method):
         """One step on the weighted sum."""
         logits, target = self(batch), batch["target"]
         mean = (logits["image"] + logits["table"]) / 2
-        classification, match = F.cross_entropy(mean, target), matching(logits["image"], logits["table"])
+        classification, match = self.task.loss(mean, target), matching(logits["image"], logits["table"])
         alpha = self.settings.alpha
         if alpha is None:
             alpha = curve(self.stage_epoch, self.stage.epochs)
         loss = 2 * (alpha * classification + (1 - alpha) * match)
         self.descend(loss)
-        unimodal = {name: F.cross_entropy(values, target) for name, values in logits.items()}
+        unimodal = {name: self.task.loss(values, target) for name, values in logits.items()}
         self.log_losses({"classification": classification, "matching": match, **unimodal}, batch)
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.module import Batch, TabularImageData
 from ..options import Options
-from .base import Logits, Method
+from .base import ALL_TASKS, Logits, Method
 from .settings import MaximumSettings
 
 
@@ -23,12 +22,13 @@ class Maximum(Method):
     """
 
     Settings = MaximumSettings
+    tasks = ALL_TASKS
     several_processes = True
 
     def __init__(self, data: TabularImageData, options: Options) -> None:
         super().__init__(data, options)
         self.projection = nn.Linear(self.width, self.width) if self.settings.projection == "linear" else nn.Identity()
-        self.head = nn.Linear(self.width, self.classes)
+        self.head = self.task.head(self.width)
 
     def forward(self, batch: Batch) -> Logits:
         """Logits (B, C) under "fused"."""
@@ -42,6 +42,6 @@ class Maximum(Method):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One step on the cross-entropy."""
-        loss = F.cross_entropy(self(batch)["fused"], batch["target"])
+        loss = self.task.loss(self(batch)["fused"], batch["target"])
         self.descend(loss)
         self.log_losses({"fused": loss}, batch)

@@ -79,8 +79,8 @@ class MFH(KD):
         tables: list[Tensor] = []
         logits: list[Tensor] = []
         for batch in batches:
-            tables.append(batch["table"].to(self.log_prior))
-            logits.append(self.pair["image"](batch["image"].to(self.log_prior)))
+            tables.append(batch["table"].to(self.device, self.dtype))
+            logits.append(self.pair["image"](batch["image"].to(self.device, self.dtype)))
             if sum(map(len, tables)) >= self.settings.rows:
                 break
         rows = slice(self.settings.rows)
@@ -101,12 +101,12 @@ class MFH(KD):
             case "pair":
                 image, table = (self.pair[modality](batch[modality]) for modality in ("image", "table"))
                 losses = {
-                    "pair_image": F.cross_entropy(image, batch["target"]),
-                    "pair_table": F.cross_entropy(table, batch["target"]),
+                    "pair_image": self.task.loss(image, batch["target"]),
+                    "pair_table": self.task.loss(table, batch["target"]),
                     "agreement": F.mse_loss(image, table),
                 }
             case "teacher":
-                losses = {"teacher": F.cross_entropy(self.teach(batch), batch["target"])}
+                losses = {"teacher": self.task.loss(self.teach(batch), batch["target"])}
             case _:
                 losses = {"distillation": distillation(self(batch)["image"], self.teach(batch))}
         self.descend(torch.stack(list(losses.values())).sum())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gaal_surgery import entropy
@@ -45,7 +44,7 @@ class MLA(Method):
 
     def __init__(self, data: TabularImageData, options: Options) -> None:
         super().__init__(data, options)
-        self.head = nn.Linear(self.width, self.classes)
+        self.head = nn.Linear(self.width, self.outputs)
         self.register_buffer("P", torch.eye(self.width))
 
     def forward(self, batch: Batch) -> Logits:
@@ -68,7 +67,7 @@ class MLA(Method):
         losses = {}
         for modality, encoder in self.encoders.items():
             features = encoder(batch[modality])
-            losses[modality] = loss = F.cross_entropy(self.head(features), batch["target"])
+            losses[modality] = loss = self.task.loss(self.head(features), batch["target"])
             optimizer.zero_grad()
             self.manual_backward(loss)
             if projection == "code" and self.global_step:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import nn
 
 from ..data.module import Batch, TabularImageData
@@ -34,7 +33,7 @@ class MMCL(Method):
         super().__init__(data, options)
         self.projections = nn.ModuleDict({modality: projection(self.width) for modality in self.modalities})
         # Features in units that pretraining did not choose, or a linear probe depends on them (as in MAE's probe).
-        self.head = nn.Sequential(nn.BatchNorm1d(self.width, affine=False), nn.Linear(self.width, self.classes))
+        self.head = nn.Sequential(nn.BatchNorm1d(self.width, affine=False), nn.Linear(self.width, self.outputs))
         self.corruption = Corruption(data.train_table, data.table_columns, self.settings.corruption)
 
     def stages(self) -> list[Stage]:
@@ -60,7 +59,7 @@ class MMCL(Method):
             similarity = similarities(image, table, self.settings.temperature)
             losses = {"contrastive": contrastive_loss(similarity, self.settings.image_weight)}
         else:
-            losses = {"image": F.cross_entropy(self(batch)["image"], batch["target"])}
+            losses = {"image": self.task.loss(self(batch)["image"], batch["target"])}
         (loss,) = losses.values()
         self.descend(loss)
         self.log_losses(losses, batch)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchjd.aggregation import MGDAWeighting
 
@@ -43,8 +42,8 @@ class MMPareto(Method):
 
     def __init__(self, data: TabularImageData, options: Options) -> None:
         super().__init__(data, options)
-        self.head = nn.Linear(2 * self.width, self.classes)
-        self.heads = nn.ModuleDict({modality: nn.Linear(self.width, self.classes) for modality in self.modalities})
+        self.head = nn.Linear(2 * self.width, self.outputs)
+        self.heads = nn.ModuleDict({modality: nn.Linear(self.width, self.outputs) for modality in self.modalities})
 
     def forward(self, batch: Batch) -> Logits:
         """Logits (B, C) under "fused", "image" and "table"."""
@@ -54,7 +53,7 @@ class MMPareto(Method):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One step, from two backward passes through the encoders."""
-        losses = {name: F.cross_entropy(logits, batch["target"]) for name, logits in self(batch).items()}
+        losses = {name: self.task.loss(logits, batch["target"]) for name, logits in self(batch).items()}
         optimizer = self.optimizer
         optimizer.zero_grad()
         self.manual_backward(losses["fused"], retain_graph=True)

@@ -37,7 +37,7 @@ class OGMGE(Concatenation):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One step on the cross-entropy of the joint logits, modulated in the first epochs."""
         logits = self(batch)
-        losses = {name: F.cross_entropy(values, batch["target"]) for name, values in logits.items()}
+        losses = {name: self.task.loss(values, batch["target"]) for name, values in logits.items()}
         optimizer = self.optimizer
         optimizer.zero_grad()
         self.manual_backward(losses["fused"])

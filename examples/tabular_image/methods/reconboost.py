@@ -40,7 +40,7 @@ class ReconBoost(Method):
 
     def __init__(self, data: TabularImageData, options: Options) -> None:
         super().__init__(data, options)
-        self.head = nn.Sequential(nn.Linear(self.width, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, self.classes))
+        self.head = nn.Sequential(nn.Linear(self.width, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, self.outputs))
         self.rate = Rate()
 
     def stages(self) -> list[Stage]:
@@ -86,7 +86,7 @@ class ReconBoost(Method):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One step on the loss of the phase."""
         logits, target = self(batch), batch["target"]
-        losses = {name: F.cross_entropy(values, target) for name, values in logits.items()}
+        losses = {name: self.task.loss(values, target) for name, values in logits.items()}
         if self.stage.name == "pretraining":
             self.descend(losses["image"] + losses["table"])
         elif self.turn is None:
@@ -102,7 +102,7 @@ class ReconBoost(Method):
         weights = settings.label_weight - settings.residual_weight * known
         loss = (weights * F.cross_entropy(logits, target, reduction="none")).mean()
         if settings.divide_by_classes:
-            loss = loss / self.classes
+            loss = loss / self.outputs
         if settings.memory:
             loss = loss + settings.memory * F.mse_loss(logits.softmax(dim=1), other.detach().softmax(dim=1))
         return loss

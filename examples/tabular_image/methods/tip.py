@@ -62,7 +62,7 @@ class TIP(Method):
         self.matching = nn.Linear(width, 2)
         self.category = nn.Linear(width, max(1, self.table_encoder.vocabulary))  # torch warns of empty layers
         self.number = nn.Linear(width, 1)
-        self.head = nn.Linear(width, self.classes)
+        self.head = nn.Linear(width, self.outputs)
         self.corruption = Corruption(data.train_table, data.table_columns, settings.corruption)
 
     def stages(self) -> list[Stage]:
@@ -90,7 +90,7 @@ class TIP(Method):
         if self.stage.name == "pretraining":
             losses = self.pretraining_losses(batch)
         else:
-            losses = {"fused": F.cross_entropy(self(batch)["fused"], batch["target"])}
+            losses = {"fused": self.task.loss(self(batch)["fused"], batch["target"])}
         self.descend(torch.stack(list(losses.values())).mean())
         self.log_losses(losses, batch)
 

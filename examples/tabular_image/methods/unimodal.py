@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import nn
 
 from ..data.module import Batch, TabularImageData
 from ..options import Options
-from .base import Logits, Method
+from .base import ALL_TASKS, Logits, Method
 
 
 class Unimodal(Method):
-    """Cross-entropy on a linear classifier of the features of `modalities`, which has one name."""
+    """The loss of the task on a linear head of the features of `modalities`, which has one name."""
 
+    tasks = ALL_TASKS
     several_processes = True
 
     def __init__(self, data: TabularImageData, options: Options) -> None:
         super().__init__(data, options)
         (self.modality,) = self.modalities
-        self.head = nn.Linear(self.width, self.classes)
+        self.head = self.task.head(self.width)
 
     def forward(self, batch: Batch) -> Logits:
         """Logits (B, C) under the modality's name."""
@@ -26,6 +26,6 @@ class Unimodal(Method):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One step on the cross-entropy."""
-        loss = F.cross_entropy(self(batch)[self.modality], batch["target"])
+        loss = self.task.loss(self(batch)[self.modality], batch["target"])
         self.descend(loss)
         self.log_losses({self.modality: loss}, batch)

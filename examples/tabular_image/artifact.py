@@ -1,0 +1,179 @@
+"""A trained model as one file: weights, and everything else that a prediction needs."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .data.module import TabularImageData
+from .data.tables import TableColumn, TableEncoder
+from .data.targets import Target
+from .errors import InputError, border
+from .files import writing
+from .methods import METHODS, SETTINGS
+from .methods.base import Method
+from .options import Options
+
+NAME = "model.pt"
+FORMAT = 1  # raise it when a file of before can no longer be read
+PACKAGES = ("gaal_surgery", "torch", "torchvision", "lightning", "numpy", "pandas", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How rows become the batches that a model was trained on; it shapes networks as the data module does.
+
+    Attributes:
+        name: Of the data set.
+        numeric: Columns of numbers.
+        categorical: Columns of categories.
+        dates: Columns of dates.
+        readings: How the text of each column is read.
+        image_columns: Columns of pictures.
+        grey: Whether pictures have one channel.
+        image_size: Side of the pictures in pixels.
+        channels: Of a picture, or the number of its features.
+        encoder: Encodes the table.
+        table_columns: Where each raw column stands in the encoded table.
+        table_width: D.
+        feature_scale: Of the fixed features of pictures; None where the model takes pictures.
+        task: What the numbers of the target mean.
+    """
+
+    name: str
+    numeric: list[str]
+    categorical: list[str]
+    dates: list[str]
+    readings: dict[str, dict[str, str]]
+    image_columns: list[str]
+    grey: bool
+    image_size: int
+    channels: int
+    encoder: TableEncoder
+    table_columns: list[TableColumn]
+    table_width: int
+    feature_scale: tuple[np.ndarray, np.ndarray] | None
+    task: Target
+
+    @classmethod
+    def of(cls, data: TabularImageData) -> Recipe:
+        """That of a data module."""
+        samples = data.samples
+        return cls(
+            name=samples.name,
+            numeric=list(samples.numeric),
+            categorical=list(samples.categorical),
+            dates=list(samples.dates),
+            readings={name: dict(reading) for name, reading in samples.readings.items()},
+            image_columns=list(samples.image_columns),
+            grey=samples.grey,
+            image_size=data.image_size,
+            channels=data.channels,
+            encoder=data.encoder,
+            table_columns=data.table_columns,
+            table_width=data.table_width,
+            feature_scale=data.feature_scale,
+            task=data.task,
+        )
+
+    @property
+    def train_table(self) -> Tensor:
+        """Zeros (N, D) in the place of the training rows, which no prediction looks at."""
+        return torch.zeros(self.task.rows, self.table_width)
+
+    def state(self) -> dict[str, Any]:
+        """Everything in builtin types and tensors."""
+        scale = self.feature_scale
+        return vars(self) | {
+            "encoder": self.encoder.state(),
+            "table_columns": [vars(column) for column in self.table_columns],
+            "feature_scale": None if scale is None else [torch.from_numpy(part) for part in scale],
+            "task": vars(self.task),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Recipe:
+        """What `state` described."""
+        mean_and_deviation = state["feature_scale"]
+        restored = {
+            "encoder": TableEncoder.from_state(state["encoder"]),
+            "table_columns": [TableColumn(**column) for column in state["table_columns"]],
+            "feature_scale": mean_and_deviation and tuple(part.numpy() for part in mean_and_deviation),
+            "task": Target(**state["task"]),
+        }
+        return cls(**(state | restored))
+
+
+def save(folder: Path, options: Options, data: TabularImageData, method: Method, digest: str) -> None:
+    """Writes the model of a run into its folder.
+
+    Args:
+        folder: The run folder.
+        options: Of the run.
+        data: What it was trained on.
+        method: With the weights of the best epoch.
+        digest: Of the data.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    own = {field.name: getattr(options, field.name) for field in fields(options) if field.name != "settings"}
+    content = {
+        "format": FORMAT,
+        "versions": versions(),
+        "options": own,
+        "settings": dict(vars(options.settings)) if options.settings else {},
+        "recipe": Recipe.of(data).state(),
+        "digest": digest,
+        "weights": {name: tensor.cpu() for name, tensor in method.state_dict().items()},
+    }
+    with writing(folder / NAME) as temporary:
+        torch.save(content, temporary)
+
+
+def load(run: Path | str) -> tuple[Options, Recipe, Method]:
+    """The model of a run, in eval mode on the CPU.
+
+    Args:
+        run: The run folder, or the file in it.
+
+    Raises:
+        InputError: There is no model, the file is damaged or of another release, or what it needs is not installed.
+    """
+    path = Path(run) / NAME if Path(run).is_dir() else Path(run)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; give the folder of a run that has ended (train.py --out)")
+    with border("read", path, "copy it again, or train again"):
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict) or "format" not in content:
+            raise ValueError("it is no model of train.py")
+    if content["format"] != FORMAT:
+        release = content.get("versions", {}).get("gaal_surgery", "unknown")
+        raise InputError(
+            f"{path} has format {content['format']}, written by gaal_surgery {release}, and this release reads format "
+            f"{FORMAT}; predict with that release, or train again"
+        )
+    with border("use", path, f"it was written with {_listed(content['versions'])}; install these, or train again"):
+        name = content["options"]["method"]
+        settings = SETTINGS[name](**content["settings"])
+        options = Options(**(content["options"] | {"pretrained": False}), settings=settings)
+        recipe = Recipe.from_state(content["recipe"])
+        method = METHODS[name](recipe, options)
+        method.load_state_dict(content["weights"])
+    return options, recipe, method.eval().requires_grad_(False)
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that results depend on, and of Python."""
+    return {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
+
+
+def _listed(packages: dict[str, str]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in packages.items())

@@ -1,0 +1,92 @@
+"""Predict new rows with a trained model: `python examples/tabular_image/predict.py --help`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import ArgumentParser
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+from tabular_image.errors import InputError, border
+
+_TOLD = 5  # sentences on single rows
+
+
+def predict(
+    run: str,
+    path: str,
+    out: str | None = None,
+    image_root: str | None = None,
+    separator: str = "",
+    encoding: str = "",
+    batch_size: PositiveInt | None = None,  # type: ignore[valid-type]
+    workers: NonNegativeInt = 2,  # type: ignore[valid-type]
+    device: Literal["cpu", "cuda"] = "cpu",
+) -> None:
+    """Predict the rows of a table, with a line of output a row.
+
+    Args:
+        run: folder of a run of train.py, or the model.pt in it.
+        path: the table, with the columns that the model was trained with, but for the target: CSV and its kin, Excel or
+            Parquet. All columns of pictures may be absent, or all others.
+        out: file of the predictions, as CSV; default standard output.
+        image_root: where relative paths of pictures start; default the folder of the table.
+        separator: sign between the cells; found where left out.
+        encoding: encoding of the text; found where left out.
+        batch_size: rows in memory at a time; default that of the training, with which figures repeat to the bit.
+        workers: processes that read pictures.
+        device: where to predict.
+
+    Raises:
+        InputError: the model or the table cannot be used, or the file cannot be written.
+    """
+    import pandas as pd  # these take seconds
+
+    from tabular_image.data.reading import read_table
+    from tabular_image.files import writing
+    from tabular_image.prediction import Predictor
+
+    predictor = Predictor.load(run, device)
+    predictor.batch_size = batch_size or predictor.batch_size
+    table = read_table(Path(path), separator, encoding)
+    root = Path(path).parent if image_root is None else Path(image_root)
+    frame = table.frame.set_index(pd.Index(table.places))
+    predicted = predictor.predict(frame, root, name=Path(path).name, workers=workers)
+    for sentence in predictor.problems[:_TOLD]:
+        print(f"careful: {sentence}", file=sys.stderr)
+    if len(predictor.problems) > _TOLD:
+        print(f"careful: {len(predictor.problems) - _TOLD} more of that kind", file=sys.stderr)
+    seen = ", ".join(f"{count} from {what}" for what, count in predicted["seen"].value_counts().items())
+    print(f"{len(predicted)} rows: {seen}", file=sys.stderr)
+    if out is None:
+        predicted.to_csv(sys.stdout)
+        return
+    with border("make the folder of", out, "give another --out"):
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+    with writing(Path(out), "start again") as temporary:
+        predicted.to_csv(temporary)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = ArgumentParser(prog="predict.py", description="Predict new rows with a model of train.py.")
+    parser.add_function_arguments(predict)
+    parsed = parser.parse_args(arguments)
+    try:
+        predict(**parsed)
+    except InputError as error:
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # of `| head`
+        sys.stderr.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

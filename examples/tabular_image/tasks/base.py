@@ -1,0 +1,98 @@
+"""What a method, a report and a prediction ask of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import pandas as pd
+from torch import Tensor, nn
+
+from gaal_surgery import fuse_logits
+
+from ..data.targets import Target
+from ..errors import InputError
+
+Figures = dict[str, float | None]
+
+
+class Task(nn.Module):
+    """A loss and an uncertainty score of a head's outputs (B, outputs), and what follows from the two.
+
+    Without parameters; its buffers go to the device with a method.
+
+    Args:
+        target: What the numbers of the target mean.
+        class_weights: "none" or "balanced".
+
+    Attributes:
+        name: As in `--task`.
+        figure: The measure that tables and curves show: more is better.
+        selections: What `--select` may choose the tested epoch by; the first is the default.
+        outputs: Columns of a head.
+    """
+
+    name: ClassVar[str]
+    figure: ClassVar[str]
+    selections: ClassVar[tuple[str, ...]]
+
+    def __init__(self, target: Target, class_weights: str = "none") -> None:
+        super().__init__()
+        if class_weights != "none" and self.name != "classification":
+            raise InputError(
+                f"--class_weights {class_weights} is for classes, and the task is {self.name}; leave it out"
+            )
+        self.target = target
+        self.outputs = len(target.names)
+
+    def head(self, width: int) -> nn.Module:
+        """A linear head, (B, width) to (B, outputs)."""
+        return nn.Linear(width, self.outputs)
+
+    def bounded(self, outputs: Tensor) -> Tensor:
+        """Outputs (B, outputs) of sums of linear functions, as `head` returns them."""
+        return outputs
+
+    def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """The mean over the rows, a scalar; that of the guides too."""
+        raise NotImplementedError
+
+    def uncertainty(self, outputs: Tensor) -> Tensor:
+        """(B,), higher is harder."""
+        raise NotImplementedError
+
+    def mean(self, outputs: Mapping[str, Tensor]) -> Tensor:
+        """The mean of the voices' outputs."""
+        return fuse_logits(outputs)
+
+    def product(self, outputs: Sequence[Tensor]) -> Tensor:
+        """The product of experts that are independent given the target."""
+        raise NotImplementedError
+
+    def calibrated(self, voices: Sequence[str]) -> nn.Module:
+        """A fusion to be fitted."""
+        raise NotImplementedError
+
+    def fit(self, calibrated: nn.Module, outputs: Mapping[str, Tensor], target: Tensor) -> None:
+        """Fit it to held-out outputs (N, outputs) by voice."""
+        calibrated.fit(outputs, target)
+
+    def measure(self, outputs: Tensor, target: Tensor, *, brief: bool = False) -> Figures:
+        """Figures by name; None where one is not defined. `brief` leaves out what takes long."""
+        raise NotImplementedError
+
+    def answers(self, outputs: Tensor) -> pd.Series:
+        """What is predicted, (N,), as the user writes it."""
+        raise NotImplementedError
+
+    def details(self, outputs: Tensor) -> pd.DataFrame:
+        """How sure the prediction is: all probabilities, or the interval; N rows."""
+        raise NotImplementedError
+
+    def confidence(self, outputs: Tensor) -> pd.DataFrame:
+        """How sure the answer is, in few columns, N rows."""
+        raise NotImplementedError
+
+    def truth(self, target: Tensor) -> pd.Series:
+        """The target, (N,), as the user writes it."""
+        raise NotImplementedError
