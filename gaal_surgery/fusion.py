@@ -138,10 +138,14 @@ class _Calibrated(nn.Module):
             value.backward()  # type: ignore[no-untyped-call]
             return value
 
-        with torch.no_grad():
+        @torch.no_grad()
+        def check() -> None:
             if not objective().isfinite():
-                raise ValueError(f"{self._noun} give the target no finite loss to start from: scale or bound them")
+                raise ValueError(f"{self._noun} are too far from the target for a finite loss: scale or bound them")
+
+        check()
         optimizer.step(closure)  # type: ignore[no-untyped-call]
+        check()  # a line search may have ended where numbers do
         self.load_state_dict(parameters)
         return self
 
@@ -335,8 +339,7 @@ class CalibratedGaussianFusion(_Calibrated):
             The module itself.
 
         Raises:
-            ValueError: shapes do not match, there is no sample, or an output, a target or the loss of the start is not
-                finite.
+            ValueError: shapes do not match, there is no sample, or an output, a target or the loss is not finite.
         """
         stacked = self._held_out(outputs, target)
         values = target.detach().to(stacked)
