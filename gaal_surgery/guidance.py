@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gaal_surgery.functional as functional
@@ -52,12 +53,64 @@ def entropy(logits: Tensor) -> Tensor:
     if logits.ndim != 2:
         raise ValueError(f"logits must be (B, C), not {tuple(logits.shape)}: pass another `uncertainty` for them")
     if logits.shape[1] == 1:
-        score = "uncertainty=lambda logits: -logits.squeeze(1).abs()"
-        raise ValueError(f"logits have a single column, whose entropy is always 0: for a binary head pass {score}")
-    log_q = torch.log_softmax(logits, dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
+        remedy = "for a binary head pass uncertainty=binary_entropy"
+        raise ValueError(f"logits have a single column, whose entropy is always 0: {remedy}")
+    log_q = torch.log_softmax(logits, dim=1, dtype=_wide(logits))
     # entr(0) is 0: a class that is out of the question contributes nothing.
     scores: Tensor = torch.special.entr(log_q.exp()).sum(dim=1)
     return scores
+
+
+def binary_entropy(logits: Tensor) -> Tensor:
+    """Entropy of the predicted labels, in nats: the uncertainty score for labels that are independent of one another.
+
+    A label with logit z is 1 with probability sigmoid(z). The entropies of the labels add up. A binary head has one.
+
+    Args:
+        logits: ``(B, L)`` with ``L >= 1``.
+
+    Returns:
+        ``(B,)`` in [0, L log 2], float32 or wider.
+
+    Raises:
+        ValueError: the logits are not ``(B, L)``, or there is no label.
+
+    Example:
+        >>> binary_entropy(torch.tensor([[0.0, 0.0], [9.0, 0.0]]))
+        tensor([1.3863, 0.6944])
+    """
+    if logits.ndim != 2 or logits.shape[1] == 0:
+        raise ValueError(f"logits must be (B, L) with L >= 1, not {tuple(logits.shape)}: give one logit a label")
+    magnitude = logits.to(_wide(logits)).abs()
+    # The rarer outcome by its small probability, the likelier by its log: neither is lost beside 1, nor inf times 0.
+    rarer = torch.special.entr(torch.sigmoid(-magnitude))
+    scores: Tensor = (rarer - torch.sigmoid(magnitude) * F.logsigmoid(magnitude)).sum(dim=1)
+    return scores
+
+
+def gaussian_entropy(outputs: Tensor) -> Tensor:
+    """Differential entropy of the predicted Gaussian, in nats: the uncertainty score for a number.
+
+    The entropy is (log(2 pi e) + log-variance) / 2. It is negative where the variance is small.
+
+    Args:
+        outputs: ``(B, 2)``, the mean and the log-variance of every sample.
+
+    Returns:
+        ``(B,)``, float32 or wider.
+
+    Raises:
+        ValueError: the outputs are not ``(B, 2)``.
+
+    Example:
+        >>> gaussian_entropy(torch.tensor([[7.0, 0.0], [7.0, 2.0]]))
+        tensor([1.4189, 2.4189])
+    """
+    if outputs.ndim != 2 or outputs.shape[1] != 2:
+        shape = tuple(outputs.shape)
+        raise ValueError(f"outputs must be (B, 2), not {shape}: give the mean and the log-variance of each sample")
+    log_variance = outputs[:, 1].to(_wide(outputs))
+    return (math.log(2 * math.pi * math.e) + log_variance) / 2
 
 
 def select_uncertain(scores: Tensor, fraction: float) -> Tensor:
@@ -231,6 +284,10 @@ def check_settings(fraction: float | Mapping[str, float] = 1, max_norm: float | 
         check_number("fraction", share, lambda x: 0 < x <= 1, "a number in (0, 1]", "in (0, 1]")
     allowed = "positive, or None for no clipping"
     check_number("max_norm", 1 if max_norm is None else max_norm, lambda x: x > 0, "a number or None", allowed)
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _traced(function: SharedFunction, features: Tensor, target: Tensor, loss_fn: LossFn) -> tuple[Trace, Tensor]:

@@ -2,12 +2,18 @@ import numpy as np
 import pytest
 import scipy.optimize
 import scipy.special
+import scipy.stats
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import bits
 
-from gaal_surgery import CalibratedFusion, fuse_logits
+from gaal_surgery import (
+    CalibratedFusion,
+    fuse_gaussians,
+    fuse_logits,
+)
 
 SEEDS = st.integers(0, 2**32)
 ONES = torch.ones(4, 3)
@@ -38,19 +44,40 @@ class TestFuseLogits:
         fused = fuse_logits(list(torch.tensor(logits)), log_prior=torch.tensor(prior).log())
         np.testing.assert_allclose(fused.softmax(dim=1).numpy(), posterior, atol=1e-12)
 
-    @given(SEEDS, st.booleans())
-    def test_names_and_order_do_not_matter(self, seed, with_prior):
+    @given(SEEDS, st.integers(1, 4), st.integers(1, 3))
+    def test_with_the_log_odds_is_bayes_rule_for_every_label(self, seed, modalities, labels):
+        """Modalities are independent given a label; the posterior of each label comes by enumeration."""
+        random = np.random.default_rng(seed)
+        frequency = random.uniform(0.05, 0.95, labels)
+        likelihoods = random.dirichlet(np.ones(5), size=(modalities, labels, 2))  # p(x_m | y_l)
+        observed = random.integers(5, size=(modalities, 10))
+        logits, posterior = np.empty((modalities, 10, labels)), np.empty((10, labels))
+        for i in range(10):
+            for label, prior in enumerate(frequency):
+                joint = np.array([1 - prior, prior])
+                for m in range(modalities):
+                    evidence = likelihoods[m, label, :, observed[m, i]]
+                    joint = joint * evidence
+                    own = np.array([1 - prior, prior]) * evidence
+                    logits[m, i, label] = scipy.special.logit(own[1] / own.sum())
+                posterior[i, label] = joint[1] / joint.sum()
+        log_odds = torch.tensor(scipy.special.logit(frequency))
+        fused = fuse_logits(list(torch.tensor(logits)), log_odds=log_odds)
+        np.testing.assert_allclose(fused.sigmoid().numpy(), posterior, atol=1e-10)
+
+    @given(SEEDS, st.sampled_from([None, "log_prior", "log_odds"]))
+    def test_names_and_order_do_not_matter(self, seed, prior):
         logits = random_logits(seed)
-        log_prior = torch.tensor([0.1, 0.2, 0.3, 0.4]).log() if with_prior else None
+        settings = {} if prior is None else {prior: torch.tensor([0.1, 0.2, 0.3, 0.4]).log()}
         by_name = dict(zip(["image", "table", "audio"], reversed(logits), strict=True))
-        expected = fuse_logits(logits, log_prior=log_prior)
-        torch.testing.assert_close(fuse_logits(by_name, log_prior=log_prior), expected)
+        torch.testing.assert_close(fuse_logits(by_name, **settings), fuse_logits(logits, **settings))
 
     def test_one_modality_keeps_its_prediction(self):
         (logits,) = random_logits(0, modalities=1)
         assert torch.equal(fuse_logits([logits]), logits)
         fused = fuse_logits([logits], log_prior=torch.tensor([0.1, 0.2, 0.3, 0.4]).log())
         torch.testing.assert_close(fused, logits.log_softmax(dim=1))
+        assert torch.equal(fuse_logits([logits], log_odds=torch.tensor([0.1, 0.2, 0.3, 0.4])), logits)
 
     @pytest.mark.parametrize(
         ("logits", "message"),
@@ -71,6 +98,58 @@ class TestFuseLogits:
     def test_refuses_a_prior_of_another_number_of_classes(self, shape):
         with pytest.raises(ValueError, match=r"log_prior must be \(3,\), one a class"):
             fuse_logits([ONES, ONES], log_prior=torch.zeros(shape))
+        with pytest.raises(ValueError, match=r"log_odds must be \(3,\), one a label"):
+            fuse_logits([ONES, ONES], log_odds=torch.zeros(shape))
+
+    def test_refuses_two_priors(self):
+        with pytest.raises(ValueError, match="give one of them"):
+            fuse_logits([ONES, ONES], log_prior=torch.zeros(3), log_odds=torch.zeros(3))
+
+
+GAUSSIANS = st.lists(st.tuples(st.floats(-3, 3), st.floats(-2, 2)), min_size=1, max_size=4)
+
+
+class TestFuseGaussians:
+    @given(GAUSSIANS)
+    def test_is_the_normalised_product_of_the_densities(self, gaussians):
+        grid = np.linspace(-30, 30, 6001)
+        density = np.prod(
+            [scipy.stats.norm(mean, np.exp(log_var / 2)).pdf(grid) for mean, log_var in gaussians], axis=0
+        )
+        density /= density.sum()
+        mean = (grid * density).sum()
+        variance = ((grid - mean) ** 2 * density).sum()
+        fused = fuse_gaussians([torch.tensor([its], dtype=torch.float64) for its in gaussians])
+        np.testing.assert_allclose(fused.numpy(), [[mean, np.log(variance)]], atol=1e-7)
+
+    @given(SEEDS)
+    def test_names_and_order_do_not_matter(self, seed):
+        outputs = random_logits(seed, classes=2)
+        by_name = dict(zip(["image", "table", "audio"], reversed(outputs), strict=True))
+        torch.testing.assert_close(fuse_gaussians(by_name), fuse_gaussians(outputs))
+
+    def test_one_modality_keeps_its_prediction(self):
+        (outputs,) = random_logits(0, modalities=1, classes=2)
+        torch.testing.assert_close(fuse_gaussians([outputs]), outputs, rtol=0, atol=0)
+
+    @given(st.lists(st.tuples(st.floats(-1e4, 1e4), st.floats(-1e4, 1e4)), min_size=1, max_size=4))
+    def test_precisions_that_no_number_holds_neither_overflow_nor_underflow(self, gaussians):
+        fused = fuse_gaussians([torch.tensor([its], dtype=torch.float32) for its in gaussians])
+        ((mean, log_variance),) = fused.tolist()
+        means, log_variances = np.float32(gaussians).T
+        tolerance = 1e-6 * max(1, np.abs(means).max())
+        assert means.min() - tolerance <= mean <= means.max() + tolerance
+        least = log_variances.min()
+        assert least - np.log(len(gaussians)) - 2e-3 <= log_variance <= least
+
+    def test_an_expert_that_knows_nothing_leaves_the_other_as_it_is(self):
+        sure, ignorant = torch.tensor([[1.0, -3.0]]), torch.tensor([[7.0, float("inf")]])
+        assert torch.equal(fuse_gaussians([sure, ignorant]), sure)
+
+    @pytest.mark.parametrize("outputs", [[], {}, [ONES], [torch.ones(4, 1)], [torch.ones(2)], [torch.ones(4, 2), ONES]])
+    def test_refuses_what_is_not_a_mean_and_a_log_variance(self, outputs):
+        with pytest.raises(ValueError, match=r"outputs must be one or more \(B, 2\) tensors"):
+            fuse_gaussians(outputs)
 
 
 class TestCalibratedFusion:
@@ -114,6 +193,60 @@ class TestCalibratedFusion:
         assert image > table > abs(audio)
         unseen, *seen = fusion.bias.tolist()
         assert -10 < unseen < min(seen)
+
+    @settings(max_examples=10)
+    @given(SEEDS, st.sampled_from([torch.float32, torch.float64]))
+    def test_fit_without_class_weights_is_the_plain_program_to_the_bit(self, seed, dtype):
+        logits, target = self._labelled(seed)
+        logits = [tensor.to(dtype) for tensor in logits]
+        stacked = torch.stack(logits).double()
+        weight = torch.full((3,), 1 / 3).double().requires_grad_()
+        bias = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+        def closure():
+            optimizer.zero_grad()
+            deviation = (weight - 1 / 3).square().sum() + bias.square().sum()
+            fused = torch.einsum("m,mbc->bc", weight, stacked) + bias
+            loss = F.cross_entropy(fused, target) + deviation / 2 / len(target)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        fusion = CalibratedFusion(self.MODALITIES, 4).fit(logits, target)
+        assert bits(fusion.weight) == bits(weight.float())
+        assert bits(fusion.bias) == bits(bias.float())
+
+    @settings(max_examples=10)
+    @given(SEEDS)
+    def test_equal_class_weights_are_none(self, seed):
+        logits, target = self._labelled(seed)
+        plain = CalibratedFusion(self.MODALITIES, 4).fit(logits, target)
+        weighted = CalibratedFusion(self.MODALITIES, 4).fit(logits, target, weight=torch.ones(4))
+        torch.testing.assert_close(weighted.state_dict(), plain.state_dict(), rtol=1e-5, atol=1e-6)
+
+    @settings(max_examples=10)
+    @given(SEEDS, st.lists(st.integers(0, 4), min_size=4, max_size=4))
+    def test_a_class_weight_counts_samples_several_times(self, seed, weight):
+        logits, target = self._labelled(seed)
+        weight = torch.tensor(weight)
+        weight[target[0]] += 1  # a sample must be left
+        rows = torch.arange(len(target)).repeat_interleave(weight[target])
+        copies = CalibratedFusion(self.MODALITIES, 4).fit([tensor[rows] for tensor in logits], target[rows])
+        weighted = CalibratedFusion(self.MODALITIES, 4).fit(logits, target, weight=weight)
+        torch.testing.assert_close(weighted.state_dict(), copies.state_dict(), rtol=1e-3, atol=1e-3)
+
+    @pytest.mark.parametrize("shape", [(2,), (4,), (1, 3), ()])
+    def test_refuses_class_weights_of_another_number(self, shape):
+        with pytest.raises(ValueError, match=r"weight must be \(3,\), one a class"):
+            CalibratedFusion(("image",), 3).fit([ONES], torch.zeros(4).long(), weight=torch.ones(shape))
+
+    @pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan")])
+    def test_refuses_class_weights_that_are_negative_or_not_finite(self, value):
+        fusion = CalibratedFusion(("image",), 3)
+        with pytest.raises(ValueError, match="weight must be finite and not negative"):
+            fusion.fit([ONES], torch.zeros(4).long(), weight=torch.tensor([1.0, value, 1.0]))
+        assert fusion.weight.tolist() == [1.0]
 
     def test_a_second_fit_forgets_the_first(self):
         fresh, used = (CalibratedFusion(self.MODALITIES, 4) for _ in range(2))

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 import torch
 import torch.nn.functional as F
@@ -10,10 +11,19 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from strategies import DTYPES
 
-from gaal_surgery import GradientAlignedAlternator, entropy, guide_gradient, select_uncertain
+from gaal_surgery import (
+    GradientAlignedAlternator,
+    binary_entropy,
+    entropy,
+    gaussian_entropy,
+    guide_gradient,
+    select_uncertain,
+)
 
 NAN, INF = float("nan"), float("inf")
 LOGITS = arrays(np.float64, array_shapes(min_dims=2, max_dims=2, min_side=2), elements=st.floats(-1e4, 1e4))
+LABELS = arrays(np.float64, array_shapes(min_dims=2, max_dims=2), elements=st.floats(-1e4, 1e4))
+EXTREME = torch.tensor([[INF], [-INF], [3e38], [-3e38], [120.0], [-95.0]])
 
 
 class TestEntropy:
@@ -47,13 +57,91 @@ class TestEntropy:
         torch.testing.assert_close(scores, entropy(logits.double()), check_dtype=False)
 
     def test_refuses_a_single_column_and_says_what_to_use(self):
-        with pytest.raises(ValueError, match=r"single column.*pass uncertainty=lambda logits: -logits.squeeze\(1\)"):
+        with pytest.raises(ValueError, match=r"single column.*for a binary head pass uncertainty=binary_entropy"):
             entropy(torch.randn(4, 1))
 
     @pytest.mark.parametrize("shape", [(4,), (4, 2, 3)])
     def test_refuses_what_is_not_a_matrix(self, shape):
         with pytest.raises(ValueError, match=r"logits must be \(B, C\)"):
             entropy(torch.randn(shape))
+
+
+class TestBinaryEntropy:
+    @given(LABELS)
+    def test_is_the_sum_of_the_entropies_of_bernoulli_variables(self, logits):
+        # The distribution of the rarer outcome, whose probability does not round to 1.
+        expected = scipy.stats.bernoulli(scipy.special.expit(-np.abs(logits))).entropy().sum(axis=1)
+        np.testing.assert_allclose(binary_entropy(torch.tensor(logits)).numpy(), expected, rtol=1e-12, atol=0)
+
+    @given(LABELS, st.sampled_from(DTYPES))
+    def test_lies_between_zero_and_log_2_a_label(self, logits, dtype):
+        scores = binary_entropy(torch.tensor(logits).to(dtype))
+        assert ((scores >= 0) & (scores <= logits.shape[1] * math.log(2) * (1 + 1e-6))).all()
+
+    @given(LABELS)
+    def test_labels_are_symmetric_and_of_any_order(self, logits):
+        logits = torch.tensor(logits)
+        torch.testing.assert_close(binary_entropy(-logits.flip(1)), binary_entropy(logits), rtol=1e-12, atol=0)
+
+    @given(st.lists(st.floats(-1e4, 1e4), min_size=1, max_size=5))
+    def test_of_one_label_is_the_entropy_of_two_classes(self, logits):
+        logits = torch.tensor(logits, dtype=torch.float64)[:, None]
+        two = torch.cat([torch.zeros_like(logits), logits], dim=1)
+        torch.testing.assert_close(binary_entropy(logits), entropy(two), rtol=1e-9, atol=1e-15)
+
+    def test_attains_its_bounds(self):
+        expected = torch.tensor([3 * math.log(2), 0.0])
+        torch.testing.assert_close(binary_entropy(torch.tensor([[0.0, 0.0, -0.0], [INF, -INF, 500.0]])), expected)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_certain_labels_score_zero_and_never_nan(self, dtype):
+        scores = binary_entropy(EXTREME.to(dtype))
+        assert not scores.isnan().any()
+        assert (scores[:4] == 0).all()
+        assert (scores < 1e-30).all()
+
+    def test_far_from_the_boundary_the_order_is_kept(self):
+        """Where a probability rounds to 1, its entropy must not fall to what the rarer outcome has alone."""
+        logits = torch.linspace(0.5, 80, 5000)[:, None]
+        assert (binary_entropy(logits).diff() < 0).all()
+        torch.testing.assert_close(binary_entropy(logits).double(), binary_entropy(logits.double()), rtol=1e-5, atol=0)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_is_scored_in_float32_or_wider(self, dtype):
+        logits = torch.randn(5, 300).to(dtype)
+        scores = binary_entropy(logits)
+        assert scores.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        torch.testing.assert_close(scores, binary_entropy(logits.double()), check_dtype=False)
+
+    @pytest.mark.parametrize("shape", [(4,), (4, 0), (4, 2, 3)])
+    def test_refuses_what_is_not_one_logit_a_label(self, shape):
+        with pytest.raises(ValueError, match=r"logits must be \(B, L\) with L >= 1"):
+            binary_entropy(torch.randn(shape))
+
+
+class TestGaussianEntropy:
+    @given(st.lists(st.tuples(st.floats(-1e4, 1e4), st.floats(-100, 100)), min_size=1, max_size=5))
+    def test_is_the_differential_entropy_of_the_normal_distribution(self, outputs):
+        mean, log_variance = np.array(outputs).T
+        expected = scipy.stats.norm(mean, np.exp(log_variance / 2)).entropy()
+        np.testing.assert_allclose(gaussian_entropy(torch.tensor(outputs).double()).numpy(), expected, atol=1e-12)
+
+    def test_has_no_bounds_and_needs_no_variance(self):
+        log_variances = torch.tensor([-INF, -2e30, 2e30, INF])
+        scores = gaussian_entropy(torch.stack([torch.zeros(4), log_variances], dim=1))
+        assert scores.tolist() == (log_variances / 2).tolist()
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_is_scored_in_float32_or_wider(self, dtype):
+        outputs = torch.randn(50, 2).to(dtype)
+        scores = gaussian_entropy(outputs)
+        assert scores.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        torch.testing.assert_close(scores, gaussian_entropy(outputs.double()), check_dtype=False)
+
+    @pytest.mark.parametrize("shape", [(4,), (2,), (4, 1), (4, 3), (4, 2, 2)])
+    def test_refuses_what_is_not_a_mean_and_a_log_variance(self, shape):
+        with pytest.raises(ValueError, match=r"outputs must be \(B, 2\).*the mean and the log-variance"):
+            gaussian_entropy(torch.randn(shape))
 
 
 class TestSelectUncertain:

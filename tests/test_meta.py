@@ -18,8 +18,12 @@ from gaal_surgery import (
     HalfSpace,
     Orthogonal,
     align,
+    binary_entropy,
     combine,
     entropy,
+    fuse_gaussians,
+    fuse_logits,
+    gaussian_entropy,
     gramian,
     guide_gradient,
     per_sample_gradients,
@@ -35,6 +39,18 @@ RULES = {
     "orthogonal": Orthogonal(),
     "first_only": lambda gramian: gramian[0] / gramian[0, 0],
 }
+
+
+def label_loss(logits, target):
+    labels = target[:, None].expand_as(logits).to(logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits, labels)
+
+
+def gaussian_loss(outputs, target):
+    mean, log_variance = outputs[:, :2].unbind(dim=1)
+    return (log_variance + (target - mean).square() * log_variance.neg().exp()).mean() / 2
+
+
 OPTIONS = {
     "plain": {},
     "clipped": {"max_norm": 0.5},
@@ -42,6 +58,8 @@ OPTIONS = {
     "margin_score": {"uncertainty": lambda logits: -logits.topk(2, dim=1).values.diff(dim=1)[:, 0].abs()},
     "hurt_measured": {"measure_hurt": True},
     "smoothed": {"loss_fn": nn.CrossEntropyLoss(label_smoothing=0.1)},
+    "labels": {"loss_fn": label_loss, "uncertainty": binary_entropy},
+    "number": {"loss_fn": gaussian_loss, "uncertainty": lambda outputs: gaussian_entropy(outputs[:, :2])},
 }
 HEADS = {
     "linear": lambda: nn.Linear(reference.HIDDEN, 3),
@@ -125,7 +143,9 @@ def test_the_functional_core():
     each = per_sample_gradients(head, features, target, F.cross_entropy)
     assert each["1.weight"].shape == (8, 3, 5)
     assert per_sample_norms(head, features, target, F.cross_entropy).shape == (8,)
-    assert entropy(features).shape == (8,)
+    assert entropy(features).shape == binary_entropy(features).shape == gaussian_entropy(features[:, :2]).shape == (8,)
+    assert fuse_logits([features] * 2, log_odds=torch.zeros(5, device="meta")).shape == (8, 5)
+    assert fuse_gaussians([features[:, :2]] * 2).shape == (8, 2)
     gradients = [torch.randn(4, 3, device="meta", dtype=torch.bfloat16) for _ in range(4)]
     assert gramian(gradients).dtype is torch.float64
     assert combine(gradients, torch.ones(4, device="meta")).dtype is torch.bfloat16
