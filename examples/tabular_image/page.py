@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -56,7 +55,7 @@ def write_page(
         data.samples, data.classes, test["row"], main, test["target"]
     )
     builds: list[Build] = [
-        partial(test_figures, results),
+        partial(final_figures, results),
         partial(learning_curves, results, epochs),
         *about_predictions,
         partial(conflict, results, method),
@@ -91,7 +90,7 @@ def headline(results: Mapping[str, Any]) -> str:
     return f"{start} is right for {figures['accuracy']:.1%}{''.join(alone)}."
 
 
-def test_lines(results: Mapping[str, Any]) -> dict[str, Mapping[str, float | None]]:
+def final_lines(results: Mapping[str, Any]) -> dict[str, Mapping[str, float | None]]:
     """Test figures by prediction: each fusion, the others, and the main one without the table."""
     chosen, (main, without) = results["fusion"], next(iter(results["without_table_measures"].items()))
     fusions = results["fusion_measures"].items() if chosen else ()
@@ -100,9 +99,9 @@ def test_lines(results: Mapping[str, Any]) -> dict[str, Mapping[str, float | Non
     return lines if main == "table" else lines | {f"{main}, without the table": without}
 
 
-def test_figures(results: Mapping[str, Any]) -> Section:
+def final_figures(results: Mapping[str, Any]) -> Section:
     """The table at the end of a run."""
-    lines = test_lines(results)
+    lines = final_lines(results)
     measures = list(dict.fromkeys(name for figures in lines.values() for name in figures))
     rows = [[name, *map(figures.get, measures)] for name, figures in lines.items()]
     text = (
@@ -206,8 +205,10 @@ def _content(cells: pd.Series, kind: str) -> str:
         return "-"
     if kind == "category":
         return f"{filled.nunique():,} different"
-    filled = filled if kind == "date" else pd.to_numeric(filled, errors="coerce")
-    return f"{filled.min()} to {filled.max()}" if kind == "date" else f"{filled.min():.4g} to {filled.max():.4g}"
+    if kind == "date":
+        return f"{filled.min():%Y-%m-%d} to {filled.max():%Y-%m-%d}"
+    numbers = pd.to_numeric(filled)
+    return f"{numbers.min():.4g} to {numbers.max():.4g}"
 
 
 def _run(results: Mapping[str, Any]) -> str:
@@ -219,8 +220,8 @@ def _run(results: Mapping[str, Any]) -> str:
 @contextmanager
 def _told_and_left_out(what: str) -> Iterator[None]:
     try:
-        with warnings.catch_warnings(), matplotlib.rc_context({"text.parse_math": False}):
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # such as of odd metadata in a picture
             yield
     except Exception as error:
         print(f"no {what}: {reason(error)}")

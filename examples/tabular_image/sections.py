@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
@@ -110,7 +110,7 @@ class Section:
     listing: str = ""
 
 
-Build = Callable[[], Section | None]
+Build = partial[Section | None]
 
 
 def classification_sections(
@@ -194,8 +194,9 @@ def calibration(logits: Tensor, target: Tensor) -> Section:
         axes.grid(alpha=0.3)
     text = (
         f"The probability of the predicted class is off by {100 * error:.1f} percentage points on average (expected "
-        f"calibration error, {_BINS} bins). Its mean is {mean:.1%}, and {share:.1%} of the predictions are right: the "
-        f"predictions are too {'sure' if mean > share else 'unsure'}. Points below the diagonal are too sure."
+        f"calibration error, {_BINS} bins). Its mean is {mean:.1%}, and {share:.1%} of the predictions are right: on "
+        f"average they are {'over' if mean > share else 'under'}-confident by {100 * (mean - share).abs():.1f} points. "
+        "Points below the diagonal are over-confident."
     )
     alt = "Reliability diagram: share of right predictions by the probability of the predicted class."
     return Section("Calibration", [text], pictures=[as_picture(figure, alt)])
