@@ -72,7 +72,7 @@ def write_page(
             method=options.method,
             dataset=data.samples.name,
             headline=headline(results),
-            run=_run(results),
+            run=_run(folder, results),
             sections=[section for section in sections if section],
             long=_LONG,
         )
@@ -211,10 +211,10 @@ def _content(cells: pd.Series, kind: str) -> str:
     return f"{numbers.min():.4g} to {numbers.max():.4g}"
 
 
-def _run(results: Mapping[str, Any]) -> str:
-    """When, how long and on what."""
-    now = datetime.now().astimezone()
-    return f"{now:%Y-%m-%d %H:%M %Z}, {results['seconds']:.0f} s of training on {results['device']}"
+def _run(folder: Path, results: Mapping[str, Any]) -> str:
+    """When the last epoch ended, however late the page is written; how long the training took, and on what."""
+    end = datetime.fromtimestamp((folder / "metrics.csv").stat().st_mtime).astimezone()
+    return f"{end:%Y-%m-%d %H:%M %Z}, {results['seconds']:.0f} s of training on {results['device']}"
 
 
 @contextmanager

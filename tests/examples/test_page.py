@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 from html.parser import HTMLParser
 
@@ -127,9 +128,13 @@ def test_the_page_has_the_figures_and_options_of_the_run(hostile):
     assert "momentum" not in cells
 
 
-def test_without_pictures_there_is_no_page(arguments, tmp_path):
-    assert train.main(arguments(tmp_path / "run", epochs=1, pictures="false")) == 0
-    assert not (tmp_path / "run" / "report.html").exists()
+def test_without_pictures_there_is_no_page_and_a_late_page_has_the_date_of_the_training(arguments, tmp_path):
+    out = tmp_path / "run"
+    assert train.main(arguments(out, epochs=1, pictures="false")) == 0
+    assert not (out / "report.html").exists()
+    os.utime(out / "metrics.csv", (10**9, 10**9))
+    assert train.main(["--out", str(out), "--resume", "true", "--pictures", "true"]) == 0
+    assert any(text.startswith("2001-09-") for text in Page(out / "report.html").of("p"))
 
 
 def test_a_method_without_a_monitor_has_no_conflicts(arguments, tmp_path, capsys):
