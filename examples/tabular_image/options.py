@@ -127,7 +127,7 @@ class Options:
     out: str | None = None
     """Run folder; default runs/DATASET-METHOD-seedSEED, with the next number (-2, -3, ...) where that holds a run."""
     pictures: bool = True
-    """Draw curves, confusion matrix and conflicts."""
+    """Draw curves, confusion matrix and conflicts, and write the page report.html."""
     resume: bool = False
     """Continue an interrupted run in its folder; its options are read from there. Without --out the last of the
     numbered folders is taken."""

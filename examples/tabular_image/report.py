@@ -113,6 +113,9 @@ def report(
             _draw(lambda: _predicted(task, main, target), folder / "predicted.png", mathematics=False)
         if monitor:
             _draw(lambda: _conflict(monitor), folder / "conflict.png")
+        from .page import write_page  # which draws with the figures below
+
+        write_page(folder, results=results, options=options, data=data, method=method, outputs=outputs, epochs=epochs)
 
     print(f"\nTest after epoch {results['best_epoch']}, the best of {results['epochs']} ({results['seconds']:.0f} s)")
     print(summary(results))

@@ -67,7 +67,7 @@ def test_a_run_leaves_everything_in_its_folder(method, arguments, tmp_path, caps
     assert train.main(arguments(out, method=method)) == 0
     pictures = ["curves.png", "confusion.png", *(["conflict.png"] if method in MONITORED else [])]
     history = ["conflict.csv"] if method in MONITORED else []
-    assert sorted(path.name for path in out.iterdir()) == sorted([*WRITTEN, *pictures, *history])
+    assert sorted(path.name for path in out.iterdir()) == sorted([*WRITTEN, "report.html", *pictures, *history])
     for picture in pictures:
         with Image.open(out / picture) as opened:
             assert min(opened.size) > 300

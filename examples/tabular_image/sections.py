@@ -1,0 +1,299 @@
+"""Sections of the page of a run: what each shows of the predictions, by task."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from io import BytesIO
+
+import torch
+from matplotlib.figure import Figure
+from sklearn.calibration import calibration_curve
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
+
+from .data.images import square_image
+from .data.samples import Samples
+from .errors import ImageError
+
+MATRIX = 40  # classes whose confusion matrix still fits into a page
+MISTAKES = 12
+_PAIRS, _FEWER_PAIRS = 20, 5  # without and with a matrix
+_BINS = 10  # of the confidence
+_DPI = 144  # of figures
+_SIDE = 112  # pixels of a row's picture
+_DEVIATIONS, _INSIDE = 1.96, 0.95  # an interval of the normal distribution, and its share
+
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture inside the page.
+
+    Attributes:
+        source: A data URI.
+        alt: What the picture shows, in words.
+        wide: Whether the page should scroll the picture rather than make it narrow.
+    """
+
+    source: str
+    alt: str
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; a cell of None is a figure that is not defined.
+
+    Attributes:
+        header: The names of the columns.
+        rows: The cells.
+        caption: A line above the table.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A confusion matrix of C classes.
+
+    Attributes:
+        names: The classes.
+        rows: A pair for each cell, of a row for each true class: the count, and the share of the true class.
+    """
+
+    names: Sequence[str]
+    rows: Sequence[Sequence[tuple[int, float]]]
+
+
+@dataclass(frozen=True)
+class Card:
+    """One row of the data set.
+
+    Attributes:
+        name: Its id.
+        facts: What there is to say, as pairs of a word and a value.
+        picture: None where it cannot be read.
+    """
+
+    name: str
+    facts: Sequence[tuple[str, str]]
+    picture: Picture | None
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page, shown in the order of the attributes.
+
+    Attributes:
+        title: The heading.
+        text: Paragraphs.
+        matrix: A confusion matrix.
+        pictures: Figures.
+        cards: Rows of the data set.
+        tables: Tables.
+        listing: Lines to be shown as they are written.
+    """
+
+    title: str
+    text: Sequence[str] = ()
+    matrix: Matrix | None = None
+    pictures: Sequence[Picture] = ()
+    cards: Sequence[Card] = ()
+    tables: Sequence[Table] = ()
+    listing: str = ""
+
+
+Build = partial[Section | None]
+
+
+def classification_sections(
+    samples: Samples, classes: Sequence[str], rows: Tensor, logits: Tensor, target: Tensor
+) -> list[Build]:
+    """What there is to see of predicted classes.
+
+    Args:
+        samples: The data set.
+        classes: The names of the C classes.
+        rows: Long (N,), the positions of the test rows in `samples`.
+        logits: (N, C).
+        target: Long (N,).
+    """
+    return [
+        partial(confusion, classes, logits, target),
+        partial(calibration, logits, target),
+        partial(confident_mistakes, samples, classes, rows, logits, target),
+    ]
+
+
+def regression_sections(
+    samples: Samples, rows: Tensor, mean: Tensor, log_variance: Tensor, target: Tensor
+) -> list[Build]:
+    """What there is to see of predicted numbers.
+
+    Args:
+        samples: The data set.
+        rows: Long (N,), the positions of the test rows in `samples`.
+        mean: (N,), in the units of the target.
+        log_variance: (N,), the logarithm of the variance in those units.
+        target: (N,).
+    """
+    return [
+        partial(predicted_and_true, mean, log_variance, target),
+        partial(largest_misses, samples, rows, mean, target),
+    ]
+
+
+def confusion(classes: Sequence[str], logits: Tensor, target: Tensor) -> Section:
+    """The confusion matrix where it fits into a page, and the pairs of classes that are confused most."""
+    predicted, sizes = logits.argmax(dim=1), target.bincount(minlength=len(classes))
+    text = [
+        f"{(predicted != target).sum():,} of {len(target):,} test rows are predicted wrongly. The largest class has "
+        f"{sizes.max() / len(target):.1%} of the test rows: so many would be right if it were always named."
+    ]
+    matrix = None
+    if len(classes) <= MATRIX:
+        counts = multiclass_confusion_matrix(logits, target, len(classes))
+        shares = counts / sizes.clamp(min=1)[:, None]
+        cells = [list(zip(*line, strict=True)) for line in zip(counts.tolist(), shares.tolist(), strict=True)]
+        matrix = Matrix(classes, cells)
+        text.append(
+            "A line of the matrix is a true class, a column a predicted one. The shade is the share of the line."
+        )
+    pairs = [
+        (classes[true], classes[other], count, f"{count / sizes[true]:.1%}")
+        for true, other, count in _confused(predicted, target)[: _FEWER_PAIRS if matrix else _PAIRS]
+    ]
+    header = ("true class", "predicted class", "rows", "share of the true class")
+    tables = [Table(header, pairs, "Most confused pairs")] if pairs else []
+    return Section("Confusion", text, matrix=matrix, tables=tables)
+
+
+def calibration(logits: Tensor, target: Tensor) -> Section:
+    """Whether predictions of some confidence are right as often as that."""
+    probabilities = logits.softmax(dim=1)
+    confidence, right = probabilities.amax(dim=1), logits.argmax(dim=1) == target
+    error = multiclass_calibration_error(probabilities, target, logits.shape[1], n_bins=_BINS)
+    mean, share = confidence.mean(), right.double().mean()
+    shares, confidences = calibration_curve(right.numpy(), confidence.numpy(), n_bins=_BINS)
+    figure = Figure(figsize=(5.5, 5.5), layout="constrained")
+    curve, histogram = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    curve.plot([0, 1], [0, 1], color="grey", linestyle="--", label="calibrated")
+    curve.plot(confidences, shares, "o-", color="tab:blue", label="test rows")
+    curve.set(ylabel="share of right predictions", xlim=(0, 1), ylim=(0, 1.02))
+    curve.legend(frameon=False)
+    histogram.hist(confidence.numpy(), bins=_BINS, range=(0, 1), color="tab:blue")
+    histogram.set(xlabel="probability of the predicted class", ylabel="rows")
+    for axes in (curve, histogram):
+        axes.grid(alpha=0.3)
+    text = (
+        f"The probability of the predicted class is off by {100 * error:.1f} percentage points on average (expected "
+        f"calibration error, {_BINS} bins). Its mean is {mean:.1%}, and {share:.1%} of the predictions are right: on "
+        f"average they are {'over' if mean > share else 'under'}-confident by {100 * (mean - share).abs():.1f} points. "
+        "Points below the diagonal are over-confident."
+    )
+    alt = "Reliability diagram: share of right predictions by the probability of the predicted class."
+    return Section("Calibration", [text], pictures=[as_picture(figure, alt)])
+
+
+def confident_mistakes(
+    samples: Samples, classes: Sequence[str], rows: Tensor, logits: Tensor, target: Tensor
+) -> Section:
+    """The wrong predictions of the highest probability, with their pictures."""
+    probability, predicted = logits.softmax(dim=1).max(dim=1)
+    wrong = (predicted != target).nonzero().flatten()
+    worst = wrong[probability[wrong].argsort(descending=True, stable=True)][:MISTAKES].tolist()
+    if not worst:
+        return Section("Confident mistakes", ["No test row is predicted wrongly."])
+    cards = [
+        _card(
+            samples,
+            int(rows[place]),
+            ("true", classes[target[place]]),
+            ("predicted", classes[predicted[place]]),
+            ("probability", f"{probability[place]:.1%}"),
+        )
+        for place in worst
+    ]
+    text = f"The {len(worst)} wrong predictions of the highest probability, of {len(wrong):,}."
+    return Section("Confident mistakes", [text], cards=cards)
+
+
+def predicted_and_true(mean: Tensor, log_variance: Tensor, target: Tensor) -> Section:
+    """Predicted against true values, what is left over, and how often the interval holds the true value."""
+    reach = _DEVIATIONS * (log_variance / 2).exp()
+    residual = target - mean
+    inside = (residual.abs() <= reach).double().mean()
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    values, residuals = figure.subplots(1, 2)
+    style = {"fmt": "o", "color": "tab:blue", "ecolor": "lightsteelblue", "markersize": 3, "alpha": 0.7}
+    values.errorbar(target.numpy(), mean.numpy(), yerr=reach.numpy(), **style)
+    values.axline((target.mean().item(),) * 2, slope=1, color="grey", linestyle="--")
+    values.set(xlabel="true value", ylabel=f"predicted value and its {_INSIDE:.0%} interval")
+    residuals.plot(mean.numpy(), residual.numpy(), "o", color="tab:blue", markersize=3, alpha=0.7)
+    residuals.axhline(0, color="grey", linestyle="--")
+    residuals.set(xlabel="predicted value", ylabel="true value less the predicted one")
+    for axes in (values, residuals):
+        axes.grid(alpha=0.3)
+    text = (
+        f"The {_INSIDE:.0%} interval of the prediction holds the true value of {inside:.1%} of {len(target):,} test "
+        f"rows. The mean width of the interval is {2 * reach.mean():.4g}."
+    )
+    alt = "Predicted values with intervals against true values, and the residuals against predicted values."
+    return Section("Predicted and true values", [text], pictures=[as_picture(figure, alt)])
+
+
+def largest_misses(samples: Samples, rows: Tensor, mean: Tensor, target: Tensor) -> Section:
+    """The predictions furthest from the true value, with their pictures."""
+    residual = target - mean
+    worst = residual.abs().argsort(descending=True, stable=True)[:MISTAKES].tolist()
+    cards = [
+        _card(
+            samples,
+            int(rows[place]),
+            ("true", f"{target[place]:.4g}"),
+            ("predicted", f"{mean[place]:.4g}"),
+            ("difference", f"{residual[place]:+.4g}"),
+        )
+        for place in worst
+    ]
+    text = f"The {len(worst)} predictions that are furthest from the true value, of {len(target):,}."
+    return Section("Largest misses", [text], cards=cards)
+
+
+def as_picture(figure: Figure, alt: str) -> Picture:
+    """A figure as a picture of the page; `alt` is as in `Picture`."""
+    file = BytesIO()
+    figure.savefig(file, dpi=_DPI)
+    width, height = figure.get_size_inches()
+    return replace(_picture(file, alt), wide=width > 1.5 * height)
+
+
+def _picture(png: BytesIO, alt: str) -> Picture:
+    return Picture(f"data:image/png;base64,{b64encode(png.getvalue()).decode()}", alt)
+
+
+def _card(samples: Samples, row: int, *facts: tuple[str, str]) -> Card:
+    """A row of the data set with its picture, as far as the picture can be read by now."""
+    name, file = f"{samples.ids.name or 'row'} {samples.ids.iloc[row]}", BytesIO()
+    try:
+        square_image(samples, row, _SIDE).save(file, "png")
+    except ImageError:
+        return Card(name, facts, None)
+    return Card(name, facts, _picture(file, f"Picture of {name}"))
+
+
+def _confused(predicted: Tensor, target: Tensor) -> list[tuple[int, int, int]]:
+    """True class, predicted class and number of rows of every pair that is confused, the most frequent first."""
+    wrong = predicted != target
+    pairs, counts = torch.stack([target, predicted], dim=1)[wrong].unique(dim=0, return_counts=True)
+    order = counts.argsort(descending=True, stable=True)
+    return [
+        (true, other, count) for (true, other), count in zip(pairs[order].tolist(), counts[order].tolist(), strict=True)
+    ]
