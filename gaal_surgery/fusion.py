@@ -361,8 +361,9 @@ def _check_length(name: str, vector: Tensor, length: int, unit: str) -> None:
 def _stacked(outputs: Outputs, noun: str = "logits", columns: int | None = None) -> Tensor:
     """The modalities' outputs as ``(M, B, C)``."""
     tensors = list(outputs.values() if isinstance(outputs, Mapping) else outputs)
-    shapes = {tuple(tensor.shape) for tensor in tensors}
-    if len(shapes) != 1 or len(min(shapes)) != 2 or columns not in (None, min(shapes)[1]):
+    shapes = [tuple(tensor.shape) for tensor in tensors]  # never hashed, as an exported size has no hash
+    same = bool(shapes) and len(shapes[0]) == 2 and all(shape == shapes[0] for shape in shapes)
+    if not same or columns not in (None, shapes[0][1]):
         expected = f"(B, {columns or 'C'})"
-        raise ValueError(f"{noun} must be one or more {expected} tensors of the same shape, not {sorted(shapes)}")
+        raise ValueError(f"{noun} must be one or more {expected} tensors of the same shape, not {sorted(set(shapes))}")
     return torch.stack(tensors)

@@ -37,9 +37,9 @@ class Fused(nn.Module):
 def export(run: str, out: str | None = None, onnx: bool = False, data_root: str | None = None) -> None:
     """Write the fused model of a run, and compare its outputs with those of the run's model on the test rows.
 
-    The model takes pictures, float (B, channels, S, S) normalised or (B, features, 1, 1) standardised, and encoded rows
-    of the table, float (B, D), for any B of at least 2. It returns what the prediction is made of, (B, C): the logits of
-    classes or labels, or mean and log-variance of a standardised number.
+    The model takes pictures, float (B, channels, S, S) normalised or (B, features, 1, 1) standardised, and encoded
+    rows of the table, float (B, D), for any B of at least 2. It returns what the prediction is made of, (B, C): the
+    logits of classes or labels, or mean and log-variance of a standardised number.
 
     Args:
         run: folder of a run of train.py.

@@ -75,7 +75,7 @@ def encode_target(samples: Samples, train: np.ndarray, *, log: bool = False) -> 
             counts = values[train].bincount(minlength=len(names))
         case "multilabel":
             names = [str(name) for name in samples.target.columns]
-            values = torch.from_numpy(samples.target.to_numpy(dtype=np.float32))
+            values = torch.from_numpy(samples.target.to_numpy(dtype=np.float32, copy=True))
             counts = values[train].sum(dim=0).long()
         case "regression":
             return _number(samples, train, log)

@@ -88,8 +88,10 @@ class Method(L.LightningModule):
         self.width: int = image.width
         self.encoders = nn.ModuleDict({modality: encoders[modality] for modality in self.modalities})
         self.register_buffer("chosen", torch.tensor(0))
-        # Fitted by itself, never by the optimizer.
+        # Fitted by themselves, never by the optimizer.
         self.calibrated = self.task.calibrated(self.voices).requires_grad_(False)
+        alone = {modality: self.task.calibrated([modality]) for modality in self.modalities}
+        self.alone = nn.ModuleDict(alone).requires_grad_(False)
         self._validation: list[dict[str, Any]] = []
         self._unchecked: list[tuple[int, dict[str, Tensor]]] = []
 
@@ -128,7 +130,7 @@ class Method(L.LightningModule):
 
     def trainable(self) -> list[nn.Module]:
         """All modules that the method may train."""
-        return [module for module in self.children() if module not in (self.calibrated, self.task)]
+        return [module for module in self.children() if module not in (self.calibrated, self.alone, self.task)]
 
     @property
     def stage(self) -> Stage:
@@ -233,9 +235,12 @@ class Method(L.LightningModule):
         }
 
     def fit_fusions(self, logits: Logits, target: Tensor) -> None:
-        """Fit the calibrated fusion to validation rows, and with `--fusion auto` choose the best of the three."""
+        """Fit the calibrated fusions to validation rows, and with `--fusion auto` choose the best of the three."""
         voices = {voice: logits[voice] for voice in self.voices}
         self.task.fit(self.calibrated, voices, target)
+        if self.options.fusion in ("calibrated", "auto"):
+            for modality, alone in self.alone.items():  # answers where the other modality is missing
+                self.task.fit(alone, {modality: logits[modality]}, target)
         if self.options.fusion == "auto":
             losses = fusion_losses(self.task, self.fused_by(self.calibrated, logits), voices, target)
             self.chosen.fill_(FUSIONS.index(min(losses, key=lambda name: losses[name])))
@@ -262,8 +267,9 @@ class Method(L.LightningModule):
     def answer(self, batch: Batch) -> Tensor:
         """Outputs (B, C) of the prediction for rows that may lack "image" or "table".
 
-        Where voices are fused late, the voice that is left answers. Otherwise zeros, the means of the training rows,
-        stand for what is missing. NaN where the prediction looks at one modality, and that one is missing.
+        Where voices are fused late, the voice that is left answers, calibrated if the fusion is. Otherwise zeros, the
+        means of the training rows, stand for what is missing. NaN where the prediction looks at one modality, and that
+        one is missing.
         """
         missing = {"image", "table"} - batch.keys()
         rows = len(batch["row"])
@@ -275,8 +281,9 @@ class Method(L.LightningModule):
         predictions = self.predictions(logits)
         main = next(iter(predictions))
         left = [name for name in ("image", "table") if name not in missing]
-        if main == "fused" and "fused" not in logits and len(left) == 1 and left[0] in predictions:
-            main = left[0]
+        if main == "fused" and "fused" not in logits and len(left) == 1 and left[0] in logits:
+            (voice,) = left
+            return self.alone[voice]({voice: logits[voice]}) if self.fusion == "calibrated" else logits[voice]
         return predictions[main] * (torch.nan if main in missing else 1)
 
     def _in_full(self, outputs: Logits) -> Logits:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from ..data.module import Batch, TabularImageData
 from ..options import Options
 from .base import ALL_TASKS, Logits, Method

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import lightning as L
 import numpy as np
@@ -42,9 +43,21 @@ def samples(rows=72):
     )
 
 
-def toy_data(rows=72, batch_size=16):
+def toy_data(rows=72, batch_size=16, task="classification"):
     """50 training, 7 validation and 14 test rows; 8 encoded columns."""
-    return TabularImageData(samples(rows), batch_size=batch_size, workers=0)
+    return TabularImageData(samples_of(task, rows), batch_size=batch_size, workers=0)
+
+
+def samples_of(task, rows=72):
+    """The same rows; their kind as a class, as one of three labels that other labels accompany, or as a noisy number."""
+    plain = samples(rows)
+    kinds = np.arange(rows) % CLASSES
+    targets = {
+        "classification": plain.target,
+        "multilabel": pd.DataFrame({"big": kinds == 2, "small": kinds == 0, "striped": np.arange(rows) % 5 < 2}),
+        "regression": pd.Series(10.0 * kinds + np.random.default_rng(1).normal(0, 1, rows), name="price"),
+    }
+    return replace(plain, target=targets[task], task=task)
 
 
 def batches(data=None):
