@@ -14,11 +14,13 @@ Fraction = number("Fraction", float, [(">", 0), ("<=", 1)])
 Share = number("Share", float, [(">=", 0), ("<", 1)])
 BatchSize = number("BatchSize", int, (">=", 2))  # batch normalisation has no statistics of one row
 
+LOGGERS = ("none", "csv", "tensorboard", "wandb")
+
 # How a run is carried out, which may change when it is resumed; what it computes may not.
 # Where the data lie may change too: their content is compared.
 _CARRYING_OUT = (
     *("data_root", "path", "image_root"),
-    *("accelerator", "workers", "threads", "out", "pictures", "resume", "settings"),
+    *("accelerator", "workers", "threads", "out", "logger", "pictures", "resume", "settings"),
 )
 
 
@@ -69,11 +71,13 @@ class Options:
 
     method: str = "gaal"
     """What to train; the groups below list the methods that have options of their own."""
-    image_encoder: Literal["small", "features", "resnet18", "resnet50"] = "small"
-    """Image encoder; the table encoder is an MLP of the same width. features is an MLP on histograms of gradients and
-    colours, which are computed once: good where pictures are few."""
+    image_encoder: str = "small"
+    """Image encoder: small, features, resnet18, resnet50, timm:NAME, or your own MODULE:FACTORY. features is an MLP on
+    histograms of gradients and colours, which are computed once: good where pictures are few."""
     pretrained: bool = False
-    """Start a ResNet from ImageNet weights."""
+    """Start a ResNet or a model of timm from pretrained weights."""
+    table_encoder: str = "mlp"
+    """Table encoder of the image encoder's width: mlp, ft_transformer, or your own MODULE:FACTORY."""
     fusion: Literal["mean", "product", "calibrated", "auto"] = "mean"
     """How the predictions become one: the mean of the logits, the product of experts (which knows the class
     frequencies), or weights fitted on the validation split; auto takes that of the least cross-validated loss there."""
@@ -114,6 +118,9 @@ class Options:
 
     out: str | None = None
     """Run folder; default runs/DATASET-METHOD-seedSEED, with the next number (-2, -3, ...) where that holds a run."""
+    logger: str | list[str] = "none"
+    """Log the metrics of every epoch in the run folder too: none, csv, tensorboard or wandb, or several as
+    '[csv, tensorboard]'. wandb is offline unless you are logged in or WANDB_MODE says otherwise."""
     pictures: bool = True
     """Draw curves, confusion matrix and conflicts."""
     resume: bool = False
@@ -129,6 +136,12 @@ class Options:
         return common | {
             f"{self.method}.{name}": value for name, value in (vars(self.settings) if self.settings else {}).items()
         }
+
+    @property
+    def loggers(self) -> list[str]:
+        """The names of `--logger`."""
+        names = [self.logger] if isinstance(self.logger, str) else self.logger
+        return [name for name in dict.fromkeys(names) if name != "none"]
 
     @property
     def folder(self) -> Path:

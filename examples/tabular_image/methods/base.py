@@ -19,7 +19,7 @@ from gaal_surgery import CalibratedFusion, fuse_logits
 from ..data.module import Batch, TabularImageData
 from ..errors import DivergenceError, InputError
 from ..metrics import accuracy
-from ..models import TableMLP, image_encoder
+from ..models import image_encoder, table_encoder
 from ..options import Options
 from .fusion import FUSIONS, fusion_losses
 from .settings import NoSettings
@@ -80,8 +80,10 @@ class Method(L.LightningModule):
         self.options = options
         self.settings = self.Settings() if options.settings is None else options.settings
         self.classes, self.table_width = len(data.class_counts), data.table_width
-        image = image_encoder(options.image_encoder, data.channels, options.pretrained and "image" in self.modalities)
-        encoders = {"image": image, "table": TableMLP(data.table_width, image.width)}
+        pretrained = options.pretrained and "image" in self.modalities
+        image = image_encoder(options.image_encoder, data.channels, pretrained, size=data.image_size)
+        table = table_encoder(options.table_encoder, data.table_columns, data.table_width, image.width)
+        encoders = {"image": image, "table": table}
         self.width: int = image.width
         self.encoders = nn.ModuleDict({modality: encoders[modality] for modality in self.modalities})
         self.register_buffer("chosen", torch.tensor(0))
