@@ -47,12 +47,12 @@ def _csv(folder: Path, finished: int) -> CSVLogger:
     path = Path(logger.log_dir) / "metrics.csv"
     if path.exists():
         with border("read", path, f"remove it and go on with {resume_command(folder)}"):
-            rows = pd.read_csv(path, float_precision="round_trip")
-            rows = rows[rows["epoch"] < finished]
-            steps = rows.pop("step")
+            rows = pd.read_csv(path, dtype=str)  # the digits as they are
+            rows = rows[rows["epoch"].astype(int) < finished]
+            steps = rows.pop("step").astype(int)
         shutil.rmtree(path.parent)
         for step, (_, row) in zip(steps, rows.iterrows(), strict=True):
-            logger.log_metrics(row.dropna().to_dict(), int(step))
+            logger.log_metrics(row.dropna().to_dict(), step)
         logger.save()
     return logger
 

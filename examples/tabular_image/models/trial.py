@@ -43,7 +43,7 @@ def checked_width(kind: str, name: str, network: nn.Module, example: Tensor, wid
     shape = tuple(features.shape) if isinstance(features, Tensor) else ()
     if len(shape) != 2 or shape[0] != 2 or width not in (None, shape[1]):
         raise InputError(
-            f"the {kind} encoder {name} makes {shape or type(features).__name__} of an input {tuple(example.shape)}; let "
-            f"it return a tensor (2, {width or 'width'})"
+            f"the {kind} encoder {name} makes {shape or type(features).__name__} of an input {tuple(example.shape)}; "
+            f"let it return a tensor (2, {width or 'width'})"
         )
     return shape[1]
