@@ -94,7 +94,7 @@ def test_epochs_of_an_earlier_stage_are_logged_too(arguments, tmp_path):
     assert rows["val_accuracy"].notna().tolist() == metrics(tmp_path)["val_accuracy"].notna().tolist()
 
 
-class Interruption(Exception):
+class InterruptionError(Exception):
     pass
 
 
@@ -108,11 +108,11 @@ def test_an_interrupted_run_goes_on_in_the_same_log(loggers, arguments, tmp_path
 
     def interrupt(self, trainer, method):
         if trainer.current_epoch == 3:
-            raise Interruption
+            raise InterruptionError
         original(self, trainer, method)
 
     monkeypatch.setattr(EpochTable, "on_train_epoch_end", interrupt)
-    with pytest.raises(Interruption):
+    with pytest.raises(InterruptionError):
         train.main(arguments(out, **options))
     monkeypatch.setattr(EpochTable, "on_train_epoch_end", original)
     assert pd.read_csv(out / "csv" / "metrics.csv")["epoch"].max() == 3

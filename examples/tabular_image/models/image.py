@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
+from typing import Any
 from urllib.error import URLError
 
 import torch
@@ -184,26 +186,28 @@ def _of_timm(model: str, channels: int, pretrained: bool, size: int) -> WholeEnc
         raise InputError(f"timm has no pretrained weights of {model}; leave --pretrained out, or choose another model")
     settings = {"pretrained": pretrained, "num_classes": 0, "in_chans": channels}
     usual = timm.get_pretrained_cfg(model, allow_unregistered=True)
-    try:
-        try:
-            sized = {"img_size": size} if usual and usual.fixed_input_size else {}
-            network = timm.create_model(model, **settings, **sized)
-        except TypeError:  # its size is fixed for good; the trial below tells whether that is the pictures'
-            network = timm.create_model(model, **settings)
-    except OSError as error:
-        raise InputError(
-            f"the weights of {TIMM}{model} cannot be had ({reason(error)}); connect to the internet once, copy them "
-            f"into {HF_HUB_CACHE} or {torch.hub.get_dir()}/checkpoints, or leave --pretrained out"
-        ) from error
-    except Exception as error:
-        raise InputError(
-            f"timm cannot build {model} for pictures of side {size} ({reason(error)}); {_OTHER}"
-        ) from error
     advice = f"give --image_size {usual.input_size[-1]}, or another --image_encoder" if usual else _OTHER
     with border("use", f"{TIMM}{model} on pictures of side {size}", advice):
+        try:
+            network = _sized(model, size if usual and usual.fixed_input_size else None, settings)
+        except OSError as error:
+            raise InputError(
+                f"the weights of {TIMM}{model} cannot be had ({reason(error)}); connect to the internet once, copy "
+                f"them into {HF_HUB_CACHE} or {torch.hub.get_dir()}/checkpoints, or leave --pretrained out"
+            ) from error
         features, maps = trial(torch.zeros(2, channels, size, size), network, network.forward_features)
     width = features.shape[1]
     return WholeEncoder(network, width, spatial=maps.ndim == 4 and maps.shape[1] == width)
+
+
+def _sized(model: str, size: int | None, settings: dict[str, Any]) -> nn.Module:
+    """A model of timm, for pictures of a size where it takes one."""
+    import timm
+
+    if size is not None:
+        with contextlib.suppress(TypeError):  # its size cannot be chosen: the trial tells whether the pictures have it
+            return timm.create_model(model, img_size=size, **settings)
+    return timm.create_model(model, **settings)
 
 
 def _own(name: str, channels: int, size: int) -> WholeEncoder:
