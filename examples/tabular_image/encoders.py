@@ -97,6 +97,8 @@ def _check_timm(model: str) -> None:
     if not timm.is_model(model):
         hint = _nearest(model, timm.list_models()) or "timm.list_models() lists all"
         raise InputError(f"timm has no model {model!r}; {hint}")
+    with border("use", f"{TIMM}{model}", "timm.list_pretrained() lists all tags"):
+        timm.get_pretrained_cfg(model)  # refuses a wrong tag
 
 
 def _check_own(kind: str, name: str, *arguments: str) -> None:

@@ -45,6 +45,7 @@ def of_wandb(out, name):
             row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
             if name in row:
                 values[row["epoch"]] = row[name]
+        store.close()
     return values
 
 
