@@ -99,7 +99,8 @@ class InterruptionError(Exception):
     pass
 
 
-@pytest.mark.parametrize("loggers", ["csv", pytest.param(ALL, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("loggers", ["csv", ALL])
 def test_an_interrupted_run_goes_on_in_the_same_log(loggers, arguments, tmp_path, monkeypatch):
     """The epoch in progress was logged and not saved: the resumed run repeats it."""
     whole, out = tmp_path / "whole", tmp_path / "run"
@@ -144,12 +145,14 @@ def test_a_finished_run_is_resumed_with_its_log_unchanged(arguments, tmp_path):
     assert (tmp_path / "csv" / "metrics.csv").read_text() == before
 
 
+@pytest.mark.slow
 def test_a_resumed_run_may_have_another_logger(arguments, tmp_path):
     assert train.main(arguments(tmp_path, pictures="false")) == 0
     assert train.main(["--out", str(tmp_path), "--resume", "true", "--logger", "csv"]) == 0
     assert results(tmp_path)["epochs"] == 2
 
 
+@pytest.mark.slow
 def test_a_damaged_log_is_one_sentence(arguments, tmp_path, capsys):
     assert train.main(arguments(tmp_path, pictures="false", logger="csv")) == 0
     (tmp_path / "csv" / "metrics.csv").write_text("no table")

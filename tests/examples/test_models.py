@@ -110,6 +110,7 @@ def test_a_model_of_timm_ends_in_features_and_has_maps(
     assert encoder.maps(pictures).shape == (2, width, *positions)
 
 
+@pytest.mark.slow
 def test_gaal_trains_a_model_of_timm_on_digits(tmp_path: Path):
     words = ["--image_encoder", "timm:test_resnet", "--epochs", "1", "--out", str(tmp_path / "run")]
     assert train.main([*words, "--threads", "1", "--accelerator", "cpu", "--pictures", "false"]) == 0

@@ -26,7 +26,7 @@ class Flat(nn.Sequential):
     """One layer on the brightness of the picture."""
 
     def __init__(self, channels, width=12):
-        super().__init__(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * channels, width))
+        super().__init__(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * channels, width), nn.Dropout(0.1))
 
 
 def table(table_width, width):
@@ -89,7 +89,7 @@ def test_an_image_encoder_of_ones_own(name):
     assert encoder.width == 12
     assert encoder.training, "the trial changes no mode"
     pictures = torch.randn(5, 3, 20, 20)
-    features = encoder(pictures)
+    features = encoder.eval()(pictures)
     assert features.shape == (5, 12)
     assert torch.equal(encoder.maps(pictures), features[:, :, None, None])
     torch.manual_seed(0)
@@ -108,6 +108,7 @@ def test_methods_train_encoders_of_ones_own(method, name):
     assert not table or any(key.startswith("table.0") for key in moved)
 
 
+@pytest.mark.slow
 def test_a_run_with_encoders_of_ones_own_resumes(name, arguments, tmp_path):
     words = {"image_encoder": f"{name}:Flat", "table_encoder": f"{name}:table", "pictures": "false"}
     assert train.main(arguments(tmp_path / "run", **words)) == 0
