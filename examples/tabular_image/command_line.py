@@ -8,17 +8,20 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from .data import DATASETS
+from .encoders import check_image_encoder, check_table_encoder
 from .errors import InputError, border, reason
 from .files import writing
 from .methods import METHODS, SETTINGS
-from .options import Options
+from .options import LOGGERS, Options
 from .processes import is_first, say, started_together
+from .registry import unknown
 
 _FOLDER = "TABULAR_IMAGE_RUN"  # environment: where the first process tells those that Lightning launches the run folder
 _RESTORE = "restore it, or start a new run with another --out"
@@ -157,10 +160,17 @@ def _options(namespace: Namespace) -> Options:
     name = namespace.method
     METHODS.check(name)
     DATASETS.check(namespace.dataset)
+    check_image_encoder(namespace.image_encoder)
+    check_table_encoder(namespace.table_encoder)
     common = {field.name: _builtin(namespace[field.name]) for field in fields(Options) if field.name != "settings"}
     own = fields(SETTINGS[name])
     settings = {field.name: _builtin(namespace[f"{name}.{field.name}"]) for field in own}
     options = Options(**common, settings=SETTINGS[name](**settings))
+    for logger in options.loggers:
+        if logger not in LOGGERS:
+            raise unknown("logger", logger, LOGGERS)
+        if logger != "csv" and find_spec(logger) is None:
+            raise InputError(f"--logger {logger} needs the package {logger}; pip install {logger}")
     return replace(options, devices=int(os.environ.get("LOCAL_WORLD_SIZE", options.devices)))
 
 

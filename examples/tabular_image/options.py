@@ -14,11 +14,13 @@ Fraction = number("Fraction", float, [(">", 0), ("<=", 1)])
 Share = number("Share", float, [(">=", 0), ("<", 1)])
 BatchSize = number("BatchSize", int, (">=", 2))  # batch normalisation has no statistics of one row
 
+LOGGERS = ("none", "csv", "tensorboard", "wandb")
+
 # How a run is carried out, which may change when it is resumed; what it computes may not.
 # Where the data lie may change too: their content is compared.
 _CARRYING_OUT = (
     *("data_root", "path", "image_root"),
-    *("accelerator", "workers", "threads", "out", "pictures", "resume", "settings"),
+    *("accelerator", "workers", "threads", "out", "logger", "pictures", "resume", "settings"),
 )
 
 
@@ -75,11 +77,13 @@ class Options:
 
     method: str = "gaal"
     """What to train; the groups below list the methods that have options of their own."""
-    image_encoder: Literal["small", "features", "resnet18", "resnet50"] = "small"
-    """Image encoder; the table encoder is an MLP of the same width. features is an MLP on histograms of gradients and
-    colours, which are computed once: good where pictures are few."""
+    image_encoder: str = "small"
+    """Image encoder: small, features, resnet18, resnet50, timm:NAME, or your own MODULE:FACTORY. features is an MLP on
+    histograms of gradients and colours, which are computed once: good where pictures are few."""
     pretrained: bool = False
-    """Start a ResNet from ImageNet weights."""
+    """Start a ResNet or a model of timm from pretrained weights."""
+    table_encoder: str = "mlp"
+    """Table encoder of the image encoder's width: mlp, ft_transformer, or your own MODULE:FACTORY."""
     class_weights: Literal["none", "balanced"] = "none"
     """Classification: balanced lets all classes weigh alike, however many rows they have: in the loss, in that of the
     guides, and in the calibrated fusion."""
@@ -126,6 +130,9 @@ class Options:
 
     out: str | None = None
     """Run folder; default runs/DATASET-METHOD-seedSEED, with the next number (-2, -3, ...) where that holds a run."""
+    logger: str | list[str] = "none"
+    """Log the metrics of every epoch in the run folder too: none, csv, tensorboard or wandb, or several as
+    '[csv, tensorboard]'. wandb is offline unless you are logged in or WANDB_MODE says otherwise."""
     pictures: bool = True
     """Draw curves, confusion matrix and conflicts, and write the page report.html."""
     resume: bool = False
@@ -141,6 +148,12 @@ class Options:
         return common | {
             f"{self.method}.{name}": value for name, value in (vars(self.settings) if self.settings else {}).items()
         }
+
+    @property
+    def loggers(self) -> list[str]:
+        """The names of `--logger`."""
+        names = [self.logger] if isinstance(self.logger, str) else self.logger
+        return [name for name in dict.fromkeys(names) if name != "none"]
 
     @property
     def folder(self) -> Path:

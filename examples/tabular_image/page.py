@@ -19,8 +19,8 @@ from .errors import reason
 from .files import writing
 from .methods.base import Method
 from .options import Options
-from .report import _conflict, _curves
-from .sections import Build, Cell, Section, Table, as_picture, classification_sections
+from .report import conflict_picture, curves, final_lines, words
+from .sections import Build, Cell, Section, Table, as_picture, task_sections
 
 PAGE = "report.html"
 _LONG = 20  # rows of a table that is folded
@@ -51,9 +51,7 @@ def write_page(
     """
     test = outputs["test"]
     main = next(iter(method.predictions(test["logits"]).values()))
-    *about_predictions, examples = classification_sections(
-        data.samples, data.classes, test["row"], main, test["target"]
-    )
+    *about_predictions, examples = task_sections(method.task, data.samples, test["row"], main, test["target"])
     builds: list[Build] = [
         partial(final_figures, results),
         partial(learning_curves, results, epochs),
@@ -85,18 +83,9 @@ def headline(results: Mapping[str, Any]) -> str:
     (main, figures), *others = results["test"].items()
     start = f"On {results['split_sizes']['test']:,} test rows the {main} prediction"
     if figures.get("accuracy") is None:
-        return f"{start} has {', '.join(f'{name} {figure(value)}' for name, value in figures.items())}."
+        return f"{start} has {', '.join(f'{words(name)} {figure(value)}' for name, value in figures.items())}."
     alone = [f", the {name} prediction for {its['accuracy']:.1%}" for name, its in others]
     return f"{start} is right for {figures['accuracy']:.1%}{''.join(alone)}."
-
-
-def final_lines(results: Mapping[str, Any]) -> dict[str, Mapping[str, float | None]]:
-    """Test figures by prediction: each fusion, the others, and the main one without the table."""
-    chosen, (main, without) = results["fusion"], next(iter(results["without_table_measures"].items()))
-    fusions = results["fusion_measures"].items() if chosen else ()
-    lines = {f"fused, {name}{' (--fusion)' if name == chosen else ''}": by_split["test"] for name, by_split in fusions}
-    lines |= {name: figures for name, figures in results["test"].items() if not (chosen and name == "fused")}
-    return lines if main == "table" else lines | {f"{main}, without the table": without}
 
 
 def final_figures(results: Mapping[str, Any]) -> Section:
@@ -108,18 +97,18 @@ def final_figures(results: Mapping[str, Any]) -> Section:
         f"Figures of {results['split_sizes']['test']:,} test rows, with the weights of epoch {results['best_epoch']}. "
         "“Without the table” is the prediction for the same rows when their tables are absent."
     )
-    header = ["prediction", *(name.replace("_", " ") for name in measures)]
+    header = ["prediction", *map(words, measures)]
     return Section("Test figures", [text], tables=[Table(header, rows)])
 
 
 def learning_curves(results: Mapping[str, Any], epochs: pd.DataFrame) -> Section:
-    """Loss and accuracy by epoch."""
+    """Loss and figure by epoch."""
     text = (
         f"Epoch {results['best_epoch']} was the best of {results['epochs']} on the validation rows, and its weights "
         "were tested. Epochs count from 0."
     )
-    alt = "Training and validation losses by epoch, and validation accuracies by epoch with the best epoch marked."
-    return Section("Learning curves", [text], pictures=[as_picture(_curves(epochs), alt)])
+    alt = f"Losses by epoch, and validation {words(results['figure'])} by epoch with the best epoch marked."
+    return Section("Learning curves", [text], pictures=[as_picture(curves(epochs, results["figure"]), alt)])
 
 
 def conflict(results: Mapping[str, Any], method: Method) -> Section | None:
@@ -136,7 +125,7 @@ def conflict(results: Mapping[str, Any], method: Method) -> Section | None:
         ),
     ]
     alt = "Cosine between the gradients of the modalities by step of the training, one line for each turn."
-    return Section("Conflict over training", text, pictures=[as_picture(_conflict(method.monitor), alt)])
+    return Section("Conflict over training", text, pictures=[as_picture(conflict_picture(method.monitor), alt)])
 
 
 def columns(data: TabularImageData) -> Section:

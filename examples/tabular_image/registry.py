@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pkgutil import resolve_name
 from typing import Any, TypeVar
 
@@ -46,6 +46,12 @@ class Registry(Mapping[str, T]):
             InputError: There is no such name; the message has the nearest one, and all.
         """
         if name not in self:
-            close = difflib.get_close_matches(name, self, n=1)
-            hint = f"did you mean {close[0]!r}? All: " if close else "choose one of "
-            raise InputError(f"there is no {self._kind} {name!r}; {hint}{', '.join(self)}")
+            raise unknown(self._kind, name, self)
+
+
+def unknown(kind: str, name: str, names: Iterable[str]) -> InputError:
+    """The error for a name that nothing of a kind has; it has the nearest name, and all."""
+    names = list(names)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]!r}? All: " if close else "choose one of "
+    return InputError(f"there is no {kind} {name!r}; {hint}{', '.join(names)}")

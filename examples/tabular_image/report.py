@@ -106,13 +106,13 @@ def report(
         temporary.write_text(json.dumps(defined(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     if options.pictures:
         main = next(iter(predictions.values()))
-        _draw(lambda: _curves(epochs, figure), folder / "curves.png")
+        _draw(lambda: curves(epochs, figure), folder / "curves.png")
         if task.name == "classification":
             _draw(lambda: _confusion(main, target, data.classes), folder / "confusion.png", mathematics=False)
         if task.name == "regression":
-            _draw(lambda: _predicted(task, main, target), folder / "predicted.png", mathematics=False)
+            _draw(lambda: predicted_picture(task, main, target), folder / "predicted.png", mathematics=False)
         if monitor:
-            _draw(lambda: _conflict(monitor), folder / "conflict.png")
+            _draw(lambda: conflict_picture(monitor), folder / "conflict.png")
         from .page import write_page  # which draws with the figures below
 
         write_page(folder, results=results, options=options, data=data, method=method, outputs=outputs, epochs=epochs)
@@ -129,15 +129,7 @@ def summary(results: Mapping[str, Any]) -> str:
         results: as in `results.json`.
     """
     chosen, fusions = results["fusion"], results["fusion_measures"]
-    lines = {}
-    if chosen:
-        for name, figures in fusions.items():
-            lines[f"fused, {name}{' (--fusion)' if name == chosen else ''}"] = figures["test"]
-    lines |= {name: figures for name, figures in results["test"].items() if not (chosen and name == "fused")}
-    main, left = next(iter(results["without_table_measures"].items()))
-    if main != "table":
-        lines[f"{main}, without the table"] = left
-    table = pd.DataFrame(lines, dtype=float).T.to_string(float_format="{:.4f}".format, na_rep="-")
+    table = pd.DataFrame(final_lines(results), dtype=float).T.to_string(float_format="{:.4f}".format, na_rep="-")
     if not chosen:
         return table
     figure = results["figure"]
@@ -150,6 +142,19 @@ def summary(results: Mapping[str, Any]) -> str:
         f"{table}\n--fusion {best}: {figure.replace('_', ' ')} {values[best]:.3f} on the validation rows{fitted}; "
         f"{chosen}: {values[chosen]:.3f}"
     )
+
+
+def final_lines(results: Mapping[str, Any]) -> dict[str, Mapping[str, float | None]]:
+    """Test figures by prediction: each fusion, the others, and the main one without the table.
+
+    Args:
+        results: as in `results.json`.
+    """
+    chosen, (main, without) = results["fusion"], next(iter(results["without_table_measures"].items()))
+    fusions = results["fusion_measures"].items() if chosen else ()
+    lines = {f"fused, {name}{' (--fusion)' if name == chosen else ''}": by_split["test"] for name, by_split in fusions}
+    lines |= {name: figures for name, figures in results["test"].items() if not (chosen and name == "fused")}
+    return lines if main == "table" else lines | {f"{main}, without the table": without}
 
 
 def device_name(device: torch.device) -> str:
@@ -188,7 +193,7 @@ def _tabulate(
     return pd.DataFrame(columns).join(task.confidence(outputs).round(6).add_prefix(f"{main}_"))
 
 
-def _curves(epochs: pd.DataFrame, shown: str) -> Figure:
+def curves(epochs: pd.DataFrame, shown: str) -> Figure:
     """Loss and the shown measure by epoch, the best epoch marked."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     loss, measure = figure.subplots(1, 2)
@@ -207,7 +212,7 @@ def _curves(epochs: pd.DataFrame, shown: str) -> Figure:
     positive = (epochs.filter(regex="^(train_loss|val_loss)").min() > 0).all()
     loss.set(xlabel="epoch", ylabel="loss", yscale="log" if positive else "linear")
     lowest = epochs.filter(regex=f"^{name_of}").min().min()
-    measure.set(xlabel="epoch", ylabel=f"validation {_words(shown)}", ylim=(max(lowest, -1) - 0.02, 1.005))
+    measure.set(xlabel="epoch", ylabel=f"validation {words(shown)}", ylim=(max(lowest, -1) - 0.02, 1.005))
     for axes in (loss, measure):
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
@@ -242,7 +247,7 @@ def _confusion(logits: Tensor, target: Tensor, classes: list[str]) -> Figure:
     return figure
 
 
-def _predicted(task: Task, outputs: Tensor, target: Tensor) -> Figure:
+def predicted_picture(task: Task, outputs: Tensor, target: Tensor) -> Figure:
     """Predicted beside true numbers, with the ends of their intervals."""
     figure = Figure(figsize=(6, 6), layout="constrained")
     axes = figure.subplots()
@@ -257,11 +262,12 @@ def _predicted(task: Task, outputs: Tensor, target: Tensor) -> Figure:
     return figure
 
 
-def _words(figure: str) -> str:
+def words(figure: str) -> str:
+    """What a measure is called."""
     return {"r2": "R²"}.get(figure, figure.replace("_", " "))
 
 
-def _conflict(monitor: ConflictMonitor) -> Figure:
+def conflict_picture(monitor: ConflictMonitor) -> Figure:
     """The cosine between the gradients over training."""
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = monitor.plot(figure.subplots())

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from .callbacks import EpochTable, callbacks
 from .checkpoints import BEST, WholeCheckpoints, load_weights, resume_point
+from .checkpoints import load as load_checkpoint
 from .command_line import save, started_by
 from .data import Samples, load
 from .data.identity import Identity, fingerprinted, identity
@@ -21,6 +22,7 @@ from .data.module import TabularImageData
 from .errors import ImageError, InputError, border, reason
 from .files import resume_command, writing
 from .interrupts import interrupts
+from .loggers import loggers
 from .methods import METHODS
 from .methods.base import Method, collate
 from .options import Options
@@ -56,6 +58,11 @@ def run(options: Options, samples: Samples | None = None, *, command: str | None
             f"--method {options.method} looks at whole batches and trains in one process; use --devices 1, or one of "
             f"{able}"
         )
+    if options.table_encoder != "mlp" and "table" not in METHODS[options.method].modalities:
+        raise InputError(
+            f"--method {options.method} has no use for --table_encoder {options.table_encoder}; leave it out, or take "
+            "another --method"
+        )
     if is_first():
         refuse_folder(options)
     if options.threads:
@@ -77,6 +84,7 @@ def run(options: Options, samples: Samples | None = None, *, command: str | None
         command = started_by(folder / "config.yaml") or command
         save(options, folder / "config.yaml", command)
         _remember(folder, now)
+        trainer.loggers = loggers(options, load_checkpoint(start)["epoch"] + 1 if start else 0)
     device, parameters = device_name(trainer.strategy.root_device), method.parameter_count
     say(f"method {options.method}, {parameters:,} trainable parameters, on {device}")
     say(f"run folder: {folder}")
@@ -241,7 +249,8 @@ def build_trainer(options: Options, method: Method) -> L.Trainer:
             ),
             plugins=WholeCheckpoints(),
             enable_progress_bar=bar,
-            logger=False,
+            logger=False,  # `run` adds those of the first process
+            log_every_n_steps=1,  # a logger gets the means of epochs, however short they are
             default_root_dir=options.folder,
             num_sanity_val_steps=0,
             enable_model_summary=False,

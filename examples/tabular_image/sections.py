@@ -12,11 +12,18 @@ import torch
 from matplotlib.figure import Figure
 from sklearn.calibration import calibration_curve
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
+from torchmetrics.functional.classification import (
+    multiclass_calibration_error,
+    multiclass_confusion_matrix,
+    multilabel_average_precision,
+    multilabel_f1_score,
+)
 
 from .data.images import square_image
 from .data.samples import Samples
 from .errors import ImageError
+from .report import predicted_picture
+from .tasks import Task
 
 MATRIX = 40  # classes whose confusion matrix still fits into a page
 MISTAKES = 12
@@ -24,7 +31,6 @@ _PAIRS, _FEWER_PAIRS = 20, 5  # without and with a matrix
 _BINS = 10  # of the confidence
 _DPI = 144  # of figures
 _SIDE = 112  # pixels of a row's picture
-_DEVIATIONS, _INSIDE = 1.96, 0.95  # an interval of the normal distribution, and its share
 
 Cell = str | int | float | None
 
@@ -132,22 +138,28 @@ def classification_sections(
     ]
 
 
-def regression_sections(
-    samples: Samples, rows: Tensor, mean: Tensor, log_variance: Tensor, target: Tensor
-) -> list[Build]:
-    """What there is to see of predicted numbers.
+def task_sections(task: Task, samples: Samples, rows: Tensor, outputs: Tensor, target: Tensor) -> list[Build]:
+    """What there is to see of a prediction; the last section shows single rows.
 
     Args:
+        task: What is predicted.
         samples: The data set.
         rows: Long (N,), the positions of the test rows in `samples`.
-        mean: (N,), in the units of the target.
-        log_variance: (N,), the logarithm of the variance in those units.
-        target: (N,).
+        outputs: (N, C) of the prediction.
+        target: (N,) or (N, L).
     """
-    return [
-        partial(predicted_and_true, mean, log_variance, target),
-        partial(largest_misses, samples, rows, mean, target),
-    ]
+    match task.name:
+        case "multilabel":
+            return [
+                partial(single_labels, task, outputs, target),
+                partial(confident_label_mistakes, task, samples, rows, outputs, target),
+            ]
+        case "regression":
+            return [
+                partial(predicted_and_true, task, outputs, target),
+                partial(largest_misses, task, samples, rows, outputs, target),
+            ]
+    return classification_sections(samples, task.target.names, rows, outputs, target)
 
 
 def confusion(classes: Sequence[str], logits: Tensor, target: Tensor) -> Section:
@@ -225,41 +237,73 @@ def confident_mistakes(
     return Section("Confident mistakes", [text], cards=cards)
 
 
-def predicted_and_true(mean: Tensor, log_variance: Tensor, target: Tensor) -> Section:
-    """Predicted against true values, what is left over, and how often the interval holds the true value."""
-    reach = _DEVIATIONS * (log_variance / 2).exp()
-    residual = target - mean
-    inside = (residual.abs() <= reach).double().mean()
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    values, residuals = figure.subplots(1, 2)
-    style = {"fmt": "o", "color": "tab:blue", "ecolor": "lightsteelblue", "markersize": 3, "alpha": 0.7}
-    values.errorbar(target.numpy(), mean.numpy(), yerr=reach.numpy(), **style)
-    values.axline((target.mean().item(),) * 2, slope=1, color="grey", linestyle="--")
-    values.set(xlabel="true value", ylabel=f"predicted value and its {_INSIDE:.0%} interval")
-    residuals.plot(mean.numpy(), residual.numpy(), "o", color="tab:blue", markersize=3, alpha=0.7)
-    residuals.axhline(0, color="grey", linestyle="--")
-    residuals.set(xlabel="predicted value", ylabel="true value less the predicted one")
-    for axes in (values, residuals):
-        axes.grid(alpha=0.3)
-    text = (
-        f"The {_INSIDE:.0%} interval of the prediction holds the true value of {inside:.1%} of {len(target):,} test "
-        f"rows. The mean width of the interval is {2 * reach.mean():.4g}."
-    )
-    alt = "Predicted values with intervals against true values, and the residuals against predicted values."
-    return Section("Predicted and true values", [text], pictures=[as_picture(figure, alt)])
+def single_labels(task: Task, outputs: Tensor, target: Tensor) -> Section:
+    """How well each label is told, the frequent ones first."""
+    probabilities, labels = outputs.sigmoid(), target.long()
+    precision = multilabel_average_precision(probabilities, labels, outputs.shape[1], average="none")
+    score = multilabel_f1_score(probabilities, labels, outputs.shape[1], average="none")
+    counts, predicted = labels.sum(dim=0), (outputs > 0).sum(dim=0)
+    rows: list[tuple[Cell, ...]] = [
+        (
+            task.target.names[place],
+            int(counts[place]),
+            int(predicted[place]),
+            score[place].item() if counts[place] else None,
+            precision[place].item() if counts[place] else None,
+        )
+        for place in counts.argsort(descending=True, stable=True).tolist()
+    ]
+    text = f"{outputs.shape[1]} labels. A label is predicted where its probability is above one half."
+    header = ("label", "test rows that have it", "predicted", "F1", "average precision")
+    return Section("Labels", [text], tables=[Table(header, rows)])
 
 
-def largest_misses(samples: Samples, rows: Tensor, mean: Tensor, target: Tensor) -> Section:
-    """The predictions furthest from the true value, with their pictures."""
-    residual = target - mean
-    worst = residual.abs().argsort(descending=True, stable=True)[:MISTAKES].tolist()
+def confident_label_mistakes(task: Task, samples: Samples, rows: Tensor, outputs: Tensor, target: Tensor) -> Section:
+    """The rows with the surest wrong label, with their pictures."""
+    probability = outputs.sigmoid()
+    surest, label = torch.where((outputs > 0) == target.bool(), 0, (probability - 0.5).abs()).max(dim=1)
+    worst = surest.argsort(descending=True, stable=True)[:MISTAKES].tolist()
     cards = [
         _card(
             samples,
             int(rows[place]),
-            ("true", f"{target[place]:.4g}"),
-            ("predicted", f"{mean[place]:.4g}"),
-            ("difference", f"{residual[place]:+.4g}"),
+            ("label", task.target.names[label[place]]),
+            ("there", "yes" if target[place, label[place]] else "no"),
+            ("probability", f"{probability[place, label[place]]:.1%}"),
+        )
+        for place in worst
+        if surest[place] > 0
+    ]
+    text = f"The {len(cards)} rows with the surest wrong label." if cards else "No label is predicted wrongly."
+    return Section("Confident mistakes", [text], cards=cards)
+
+
+def predicted_and_true(task: Task, outputs: Tensor, target: Tensor) -> Section:
+    """Predicted beside true numbers, and how often the interval holds the true one."""
+    true, ends = task.truth(target), task.confidence(outputs)
+    inside = ((true >= ends["low"]) & (true <= ends["high"])).mean()
+    text = (
+        f"The 90% interval of the prediction holds the true value of {inside:.1%} of {len(target):,} test rows. The "
+        f"median width of the interval is {(ends['high'] - ends['low']).median():.4g}."
+    )
+    alt = "Predicted values with intervals against true values, with the diagonal where both are equal."
+    return Section(
+        "Predicted and true values", [text], pictures=[as_picture(predicted_picture(task, outputs, target), alt)]
+    )
+
+
+def largest_misses(task: Task, samples: Samples, rows: Tensor, outputs: Tensor, target: Tensor) -> Section:
+    """The predictions furthest from the true number, with their pictures."""
+    true, predicted = task.truth(target), task.answers(outputs)
+    missed = predicted - true
+    worst = missed.abs().sort_values(ascending=False, kind="stable").index[:MISTAKES]
+    cards = [
+        _card(
+            samples,
+            int(rows[place]),
+            ("true", f"{true[place]:,.6g}"),
+            ("predicted", f"{predicted[place]:,.6g}"),
+            ("difference", f"{missed[place]:+,.6g}"),
         )
         for place in worst
     ]

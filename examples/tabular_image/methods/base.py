@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
 from ..data.module import Batch, TabularImageData
 from ..errors import DivergenceError, InputError
-from ..models import TableMLP, image_encoder
+from ..models import image_encoder, table_encoder
 from ..options import Options
 from ..tasks import TASKS, Task, build_task
 from .fusion import FUSIONS, fusion_losses
@@ -83,8 +83,10 @@ class Method(L.LightningModule):
         self.outputs, self.table_width = self.task.outputs, data.table_width
         side = data.image_size if data.feature_scale is None else 1
         self.image_shape = (data.channels, side, side)
-        image = image_encoder(options.image_encoder, data.channels, options.pretrained and "image" in self.modalities)
-        encoders = {"image": image, "table": TableMLP(data.table_width, image.width)}
+        pretrained = options.pretrained and "image" in self.modalities
+        image = image_encoder(options.image_encoder, data.channels, pretrained, size=data.image_size)
+        table = table_encoder(options.table_encoder, data.table_columns, data.table_width, image.width)
+        encoders = {"image": image, "table": table}
         self.width: int = image.width
         self.encoders = nn.ModuleDict({modality: encoders[modality] for modality in self.modalities})
         self.register_buffer("chosen", torch.tensor(0))

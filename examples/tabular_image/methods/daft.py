@@ -23,7 +23,7 @@ class DAFT(Method):
     and a linear classifier on the output's mean over positions, trained on cross-entropy. It follows TIP's code
     (siyi-wind/TIP, models/DAFT.py): the transform stands before the block, A1 and A2 have biases, and in a ResNet the
     block replaces the last one of layer4. The original (ai-med/DAFT) transforms after the first convolution and has no
-    biases. The small CNN has no residual block to replace, so the block follows its last maps.
+    biases. No other encoder has a residual block to replace: there the block follows the last maps.
 
     Reports fused. Image and table cells are empty: no part of the network sees one modality alone.
     """

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..data.module import Batch, TabularImageData
 from ..data.tables import TableColumn
 from ..errors import InputError
+from ..models.table import categories
 from ..options import Options
 from .base import Logits, Method, Stage
 from .contrastive import Corruption, contrastive_loss, projection, random_views, similarities
@@ -175,10 +176,7 @@ class TableTransformer(nn.Module):
 
     def cells(self, table: Tensor) -> tuple[Tensor, Tensor]:
         """Place in the vocabulary of the categorical cells (B, .) and value of the numeric ones (B, .)."""
-        ids = torch.zeros(len(table), len(self.categorical), dtype=torch.long, device=table.device)
-        for place, (column, offset) in enumerate(zip(self.categorical, self.offsets, strict=True)):
-            block = table[:, column.start : column.stop]
-            ids[:, place] = offset + torch.where(block.any(1), 1 + block.argmax(1), 0)
+        ids = categories(table, self.categorical) + torch.tensor(self.offsets, dtype=torch.long, device=table.device)
         return ids, table[:, self.numeric]
 
     def forward(self, table: Tensor, masked: Tensor | None = None) -> Tensor:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
+from typing import Any
 from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from ..errors import InputError
+from ..encoders import IMAGE_ENCODERS, TIMM, check_image_encoder, own_encoder
+from ..errors import InputError, border, reason
+from .trial import checked_width, trial
 
-IMAGE_ENCODERS = ("small", "features", "resnet18", "resnet50")
+_OTHER = "choose another --image_encoder"
 
 
 class ImageEncoder(nn.Module):
@@ -31,6 +35,32 @@ class ImageEncoder(nn.Module):
         """Features (B, width)."""
         features: Tensor = self.maps(image).mean((2, 3))
         return features
+
+
+class WholeEncoder(nn.Module):
+    """A network that makes features by itself, such as one of timm or one's own.
+
+    Args:
+        network: (B, channels, S, S) to (B, width).
+        width: Features.
+        spatial: Its `forward_features` makes maps (B, width, H, W). Else the features are maps of one position.
+    """
+
+    def __init__(self, network: nn.Module, width: int, spatial: bool = False) -> None:
+        super().__init__()
+        self.network = network
+        self.width = width
+        self.spatial = spatial
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Features (B, width)."""
+        features: Tensor = self.network(image)
+        return features
+
+    def maps(self, image: Tensor) -> Tensor:
+        """Feature maps (B, width, H, W)."""
+        maps: Tensor = self.network.forward_features(image) if self.spatial else self(image)[:, :, None, None]
+        return maps
 
 
 class SmallCNN(nn.Module):
@@ -95,24 +125,40 @@ def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     )
 
 
-def image_encoder(name: str, channels: int, pretrained: bool = False) -> ImageEncoder:
-    """An encoder from (B, channels, S, S) to (B, width).
+def image_encoder(name: str, channels: int, pretrained: bool = False, *, size: int = 64) -> ImageEncoder | WholeEncoder:
+    """An encoder from (B, channels, S, S) to (B, width), with feature maps (B, width, H, W) as `maps`.
 
     Args:
-        name: "small", "features", "resnet18" or "resnet50".
+        name: "small", "features", "resnet18" or "resnet50"; "timm:NAME" for a model of timm; or one's own
+            "package.module:factory", whose factory is called with `channels=` and returns a module.
         channels: 1 or 3; for "features", how many there are.
-        pretrained: Start from ImageNet weights (ResNets only; downloaded once by torchvision).
+        pretrained: Start from the weights that torchvision or timm has, downloaded once.
+        size: S, which some models of timm are built for, and on which others and one's own are tried.
 
     Raises:
-        InputError: An unknown name, no weights for the encoder, or a failed download.
+        InputError: An unknown name, no weights for the encoder, a failed download, or no features (B, width).
+
+    Example:
+        >>> image_encoder("timm:convnext_atto", channels=3, size=64).width
+        320
     """
+    check_image_encoder(name)
+    if name.startswith(TIMM):
+        return _of_timm(name.removeprefix(TIMM), channels, pretrained, size)
+    if pretrained and not name.startswith("resnet"):
+        what = f"the image encoder {name!r} has no ImageNet weights"
+        if name not in IMAGE_ENCODERS:
+            raise InputError(f"{what} of the pipeline; leave --pretrained out and load weights in its factory")
+        raise InputError(f"{what}; choose resnet18, resnet50 or a model of timm")
     if name not in IMAGE_ENCODERS:
-        raise InputError(f"there is no image encoder {name!r}; choose one of {', '.join(IMAGE_ENCODERS)}")
+        return _own(name, channels, size)
     if name in ("small", "features"):
-        if pretrained:
-            raise InputError(f"the image encoder {name!r} has no ImageNet weights; choose resnet18 or resnet50")
         network = SmallCNN if name == "small" else FeatureMLP
         return ImageEncoder(network(channels), network.width)
+    return _resnet(name, channels, pretrained)
+
+
+def _resnet(name: str, channels: int, pretrained: bool) -> ImageEncoder:
     try:
         resnet = models.get_model(name, weights="IMAGENET1K_V1" if pretrained else None)
     except (URLError, OSError, RuntimeError) as error:  # RuntimeError: the checksum of a broken download
@@ -130,3 +176,41 @@ def image_encoder(name: str, channels: int, pretrained: bool = False) -> ImageEn
     width = resnet.fc.in_features
     del resnet.avgpool, resnet.fc
     return ImageEncoder(nn.Sequential(OrderedDict(resnet.named_children())), width)
+
+
+def _of_timm(model: str, channels: int, pretrained: bool, size: int) -> WholeEncoder:
+    import timm  # takes seconds
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    if pretrained and not timm.is_model_pretrained(model):
+        raise InputError(f"timm has no pretrained weights of {model}; leave --pretrained out, or choose another model")
+    settings = {"pretrained": pretrained, "num_classes": 0, "in_chans": channels}
+    usual = timm.get_pretrained_cfg(model, allow_unregistered=True)
+    advice = f"give --image_size {usual.input_size[-1]}, or another --image_encoder" if usual else _OTHER
+    with border("use", f"{TIMM}{model} on pictures of side {size}", advice):
+        try:
+            network = _sized(model, size if usual and usual.fixed_input_size else None, settings)
+        except OSError as error:
+            raise InputError(
+                f"the weights of {TIMM}{model} cannot be had ({reason(error)}); connect to the internet once, copy "
+                f"them into {HF_HUB_CACHE} or {torch.hub.get_dir()}/checkpoints, or leave --pretrained out"
+            ) from error
+        features, maps = trial(torch.zeros(2, channels, size, size), network, network.forward_features)
+    width = features.shape[1]
+    return WholeEncoder(network, width, spatial=maps.ndim == 4 and maps.shape[1] == width)
+
+
+def _sized(model: str, size: int | None, settings: dict[str, Any]) -> nn.Module:
+    """A model of timm, for pictures of a size where it takes one."""
+    import timm
+
+    if size is not None:
+        with contextlib.suppress(TypeError):  # its size cannot be chosen: the trial tells whether the pictures have it
+            return timm.create_model(model, img_size=size, **settings)
+    return timm.create_model(model, **settings)
+
+
+def _own(name: str, channels: int, size: int) -> WholeEncoder:
+    network = own_encoder("image", name, channels=channels)
+    width = checked_width("image", name, network, torch.zeros(2, channels, size, size), getattr(network, "width", None))
+    return WholeEncoder(network, width)
