@@ -145,7 +145,7 @@ class _Calibrated(nn.Module):
 
         check()
         optimizer.step(closure)  # type: ignore[no-untyped-call]
-        check()  # a line search may have ended where numbers do
+        check()  # a line search that meets infinity may end in NaN
         self.load_state_dict(parameters)
         return self
 
