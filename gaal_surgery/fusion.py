@@ -138,14 +138,10 @@ class _Calibrated(nn.Module):
             value.backward()  # type: ignore[no-untyped-call]
             return value
 
-        @torch.no_grad()
-        def check() -> None:
-            if not objective().isfinite():
-                raise ValueError(f"{self._noun} are too far from the target for a finite loss: scale or bound them")
-
-        check()
         optimizer.step(closure)  # type: ignore[no-untyped-call]
-        check()  # a line search may have ended where numbers do
+        # An infinite loss, at the start or where a line search goes, may end in NaN.
+        if not objective().isfinite():
+            raise ValueError(f"{self._noun} are too far from the target for a finite loss: scale or bound them")
         self.load_state_dict(parameters)
         return self
 
