@@ -134,6 +134,7 @@ def run(options: Options, samples: Samples) -> None:
         "test": test,
         "without_table": {name: figures["accuracy"] for name, figures in without_table.items()},
         "fusions": {},
+        "fusion_measures": {},
         "conflict": None,
     }
     options.folder.mkdir(parents=True, exist_ok=True)

@@ -83,6 +83,7 @@ class Row:
 # default comes first: the draws of `Search` then try all values of such a pair in three trials.
 _GAAL = {"image_fraction": (0.5, 0.25, 1.0), "table_fraction": (0.5, 0.25, 1.0)}
 _CALIBRATED = {"fusion": "calibrated"}
+_BALANCED = {"class_weights": "balanced", "select": "balanced_accuracy"}
 _PRETRAINED = {"corruption": (0.3, 0.1, 0.5), "temperature": (0.1, 0.05, 0.2)}
 
 
@@ -127,6 +128,7 @@ ROWS: dict[str, Row] = {
     "gaal-dualfloor": Row("gaal", settings={"rule": "dualfloor"}, searched=_GAAL),
     "gaal-update": Row("gaal", settings={"align": "update"}, searched=_GAAL),
     "alternating-calibrated": Row("alternating", settings=_CALIBRATED),
+    "alternating-balanced": Row("alternating", settings=_CALIBRATED | _BALANCED),
     "gaal-calibrated": Row("gaal", settings=_CALIBRATED, searched=_GAAL),
     "gaal-joint": _joint(),
     "gaal-joint-mean": _joint(fusion="mean"),

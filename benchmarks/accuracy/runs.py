@@ -41,12 +41,13 @@ from tabular_image.methods.fusion import FUSIONS
 from tabular_image.options import Options
 from tqdm import tqdm
 
-VERSION = 2  # of the lines and of what they mean; raise it when either changes
+VERSION = 3  # of the lines and of what they mean; raise it when either changes
 COLUMNS = (
     *("version", "set", "row", "seed", "fold"),
     *("val_accuracy", "best_epoch", "epochs", "seconds"),
     *("fused", "image", "table"),
     *(f"{split}_{fusion}" for split in ("val", "test") for fusion in FUSIONS),
+    *(f"balanced_{fusion}" for fusion in FUSIONS),
     *("balanced_accuracy", "without_table", "train_rows", "test_rows"),
     *("conflict_image", "conflict_table"),
     "configuration",
@@ -109,7 +110,7 @@ class Results:
                 f"error: {self.path} holds results of version {found}, and this benchmark writes version {VERSION}, "
                 "whose lines name their data; keep the file with the release that wrote it, and give another --results"
             )
-        self._rows = {row["configuration"]: row for row in frame.to_dict("records")}
+        self._rows = {_completed(row["configuration"]): row for row in frame.to_dict("records")}
 
     def __contains__(self, run: Run) -> bool:
         return run.key in self._rows
@@ -142,6 +143,12 @@ class Results:
         """
         stored = map(json.loads, self._rows)
         return {one["data"] for one in stored if all(one.get(name) == value for name, value in shared.items())}
+
+
+def _completed(key: str) -> str:
+    """The key of a run with the options that came later, which had their defaults then."""
+    stored = json.loads(key)
+    return json.dumps(Options(method=stored["method"]).configuration() | stored, sort_keys=True)
 
 
 def _whole_lines(path: Path) -> bytes:
@@ -386,6 +393,8 @@ def figures_of(run: Run, folder: Path) -> dict[str, Any]:
     figures |= {name: figure["accuracy"] for name, figure in test.items()}
     for fusion, accuracies in measured["fusions"].items():
         figures |= {f"{split}_{fusion}": accuracy for split, accuracy in accuracies.items()}
+    for fusion, by_split in measured["fusion_measures"].items():
+        figures[f"balanced_{fusion}"] = by_split["test"]["balanced_accuracy"]
     figures["balanced_accuracy"] = test[main]["balanced_accuracy"]
     figures["without_table"] = measured["without_table"][main]
     figures |= {f"{split}_rows": measured["split_sizes"][split] for split in ("train", "test")}

@@ -104,7 +104,8 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
         `balanced_p_holm`; `block`; other mean accuracies and seconds; and the paper's figures.
     """
     present = [row for row in ROWS if row in set(runs["row"])]
-    figures = ["fused", "image", "table", *(f"test_{fusion}" for fusion in FUSIONS), "without_table"]
+    fusions = [f"{figure}_{fusion}" for figure in ("test", "balanced") for fusion in FUSIONS]
+    figures = ["fused", "image", "table", *fusions, "without_table"]
     figures += ["seconds", "conflict_image", "conflict_table"]
     means = runs.groupby("row")[figures].mean()
     parts = []

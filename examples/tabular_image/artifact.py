@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -124,11 +124,11 @@ def save(folder: Path, options: Options, data: TabularImageData, method: Method,
     Raises:
         InputError: The file cannot be written.
     """
-    own = {field.name: getattr(options, field.name) for field in fields(options) if field.name != "settings"}
+    own = options.configuration()
     content = {
         "format": FORMAT,
         "versions": versions(),
-        "options": own,
+        "options": {name: value for name, value in own.items() if "." not in name},
         "settings": dict(vars(options.settings)) if options.settings else {},
         "recipe": Recipe.of(data).state(),
         "digest": digest,

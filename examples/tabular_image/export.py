@@ -79,9 +79,7 @@ def _written(model: Fused, example: tuple[Tensor, Tensor], path: Path, onnx: boo
         if not onnx:
             torch.export.save(torch.export.export(model, example, dynamic_shapes=shapes), path)
             return torch.export.load(path).module()
-        torch.onnx.export(
-            model, example, path, dynamo=True, external_data=False, dynamic_shapes=shapes, verbose=False
-        )
+        torch.onnx.export(model, example, path, dynamo=True, external_data=False, dynamic_shapes=shapes, verbose=False)
     from onnxruntime import InferenceSession
 
     session = InferenceSession(path, providers=["CPUExecutionProvider"])

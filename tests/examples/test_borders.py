@@ -334,6 +334,7 @@ def figures(accuracy):
 def test_a_fusion_that_was_better_in_validation_is_told():
     measured = {
         "fusion": "mean",
+        "figure": "accuracy",
         "test": {"fused": figures(0.733), "image": figures(0.742)},
         "without_table_measures": {"fused": figures(0.5)},
         "fusion_measures": {
@@ -345,8 +346,8 @@ def test_a_fusion_that_was_better_in_validation_is_told():
     *lines, hint = summary(measured).splitlines()
     names = ["fused, mean (--fusion)", "fused, product", "fused, calibrated", "image", "fused, without the table"]
     assert [line.split("  ")[0] for line in lines[1:]] == names
-    assert hint.startswith("--fusion calibrated has an accuracy of 0.780 on the validation rows")
-    assert hint.endswith("mean has 0.742")
+    assert hint.startswith("--fusion calibrated: accuracy 0.780 on the validation rows")
+    assert hint.endswith("mean: 0.742")
     assert summary(measured | {"fusion": "calibrated"}).splitlines()[-1].startswith("fused, without the table")
 
 

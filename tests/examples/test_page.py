@@ -11,8 +11,10 @@ import pytest
 import torch
 from tabular_image import page, sections, train
 from tabular_image.data.samples import Samples
+from tabular_image.data.targets import Target
 from tabular_image.page import changed, figure, headline
-from tabular_image.sections import calibration, confident_mistakes, confusion, regression_sections
+from tabular_image.sections import calibration, confident_mistakes, confusion, task_sections
+from tabular_image.tasks import build_task
 
 TITLES = [
     *("Test figures", "Learning curves", "Confusion", "Calibration", "Conflict over training", "Confident mistakes"),
@@ -148,7 +150,7 @@ def test_a_section_that_fails_costs_a_sentence(arguments, tmp_path, capsys, monk
     def fail(*_):
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr(page, "_curves", fail)
+    monkeypatch.setattr(page, "curves", fail)
     assert train.main(arguments(tmp_path / "run", epochs=1)) == 0
     expected = [title for title in TITLES if title != "Learning curves"]
     assert Page(tmp_path / "run" / "report.html").of("h2") == expected
@@ -228,18 +230,36 @@ def test_a_picture_that_cannot_be_read_any_more_leaves_its_card(tmp_path):
     assert [text for text in read.of("div") if "picture" in text] == ["picture cannot be read"] * 3
 
 
-def test_sections_of_a_regression():
-    mean, target = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([1.1, 2.0, 30.0, 3.0])
-    samples = Samples(
+def four_houses(target):
+    return Samples(
         **{"name": "houses", "images": np.zeros((4, 4, 4, 3), np.uint8), "table": pd.DataFrame(index=range(4))},
-        **{"numeric": [], "categorical": [], "target": pd.Series(target), "ids": pd.Series(range(4), name="house")},
+        **{"numeric": [], "categorical": [], "target": target, "ids": pd.Series(range(4), name="house")},
     )
-    values, misses = [build() for build in regression_sections(samples, torch.arange(4), mean, torch.zeros(4), target)]
-    assert "holds the true value of 75.0% of 4 test rows" in values.text[0]  # all but 30, 1.96 deviations of 1
-    assert "width of the interval is 3.92" in values.text[0]
+
+
+def test_sections_of_a_regression():
+    task = build_task(Target("regression", ("price",), (4,), 4, mean=10.0, deviation=2.0))
+    mean, target = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([1.1, 2.0, 30.0, 3.0])
+    outputs = torch.stack([mean, torch.zeros(4)], dim=1)
+    builds = task_sections(task, four_houses(pd.Series(target)), torch.arange(4), outputs, target)
+    values, misses = [build() for build in builds]
+    assert "holds the true value of 75.0% of 4 test rows" in values.text[0]  # all but 30, 1.64 deviations of 1
+    assert "width of the interval is 6.579" in values.text[0]
     assert values.pictures[0].alt
     assert [card.name for card in misses.cards] == ["house 2", "house 3", "house 0", "house 1"]
-    assert misses.cards[0].facts == (("true", "30"), ("predicted", "3"), ("difference", "+27"))
+    assert misses.cards[0].facts == (("true", "70"), ("predicted", "16"), ("difference", "-54"))
+
+
+def test_sections_of_labels():
+    task = build_task(Target("multilabel", ("old", "<big>"), (2, 2), 4))
+    outputs = torch.tensor([[4.0, -1.0], [-1.0, 2.0], [-3.0, -2.0], [0.5, 0.1]])
+    target = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [1.0, 0.0]])
+    samples = four_houses(pd.DataFrame(target.bool().numpy(), columns=task.target.names))
+    labels, mistakes = [build() for build in task_sections(task, samples, torch.arange(4), outputs, target)]
+    assert labels.tables[0].rows[0][:3] == ("old", 3, 2)
+    assert labels.tables[0].rows[1][:3] == ("<big>", 1, 2)
+    assert [card.name for card in mistakes.cards] == ["house 1", "house 3"]
+    assert mistakes.cards[0].facts == (("label", "old"), ("there", "yes"), ("probability", "26.9%"))
 
 
 # Figures.
@@ -257,7 +277,7 @@ def test_the_headline_takes_any_measures():
     said = headline(results)
     assert said == "On 1,097 test rows the fused prediction is right for 71.0%, the image prediction for 50.0%."
     results["test"] = {"fused": {"rmse": 0.25, "r2": None}}
-    assert headline(results) == "On 1,097 test rows the fused prediction has rmse 0.2500, r2 -."
+    assert headline(results) == "On 1,097 test rows the fused prediction has rmse 0.2500, R² -."
     results["test"] = {"fused": {"accuracy": None}}
     assert headline(results) == "On 1,097 test rows the fused prediction has accuracy -."
 

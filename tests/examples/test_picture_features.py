@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tabular_image.data.features import picture_features, standardised, with_features
+from tabular_image.data.features import feature_scale, picture_features, standardised, with_features
 from tabular_image.data.module import TabularImageData
 from tabular_image.errors import InputError
 from tabular_image.models import image_encoder
@@ -40,7 +40,7 @@ def test_features_tell_colours_edges_and_places_apart():
 
 def test_what_is_constant_in_training_says_nothing_and_outliers_are_cut():
     features = np.array([[0.0, 1.0, 5.0], [2.0, 1.0, 5.0], [100.0, 7.0, 5.0]])
-    scaled = standardised(features, np.array([0, 1]))
+    scaled = standardised(features, feature_scale(features, np.array([0, 1])))
     assert scaled.tolist() == [[-1, 0, 0], [1, 0, 0], [5, 0, 0]]
     assert scaled.dtype == torch.float32
 

@@ -88,7 +88,7 @@ def test_what_no_number_can_be_learned_of_is_told():
     negative = make_samples(40, target=pd.Series([-1.0, 2.0] * 20), task="regression")
     with pytest.raises(InputError, match=r"the target -1 has no logarithm; leave out --log_target"):
         encode_target(negative, ALL, log=True)
-    with pytest.raises(InputError, match="--log_target is for a number, and the task of .* is classification"):
+    with pytest.raises(InputError, match=r"--log_target is for a number, and the task of .* is classification"):
         encode_target(make_samples(40), ALL, log=True)
 
 
@@ -129,5 +129,5 @@ def test_labels_in_a_file(tmp_path):
 
 def test_a_class_of_one_row_that_is_a_number_is_told_of_regression():
     target = pd.Series([str(number) for number in range(40)])
-    with pytest.raises(InputError, match="has a single sample.*or give --task regression"):
+    with pytest.raises(InputError, match=r"has a single sample.*or give --task regression"):
         split_rows(make_samples(40, target=target))

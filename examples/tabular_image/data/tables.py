@@ -170,7 +170,7 @@ def _one_hot(cells: pd.Series, categories: list[str]) -> np.ndarray:
 
 def _text(samples: Samples, column: str) -> pd.Series:
     """A categorical column as text, "" where a cell is missing."""
-    return samples.table[column].map(str, na_action="ignore").fillna("")
+    return samples.table[column].map(str, na_action="ignore").astype(object).fillna("")
 
 
 def _as_floats(samples: Samples, column: str) -> pd.Series:

@@ -71,7 +71,10 @@ class Classification(Task):
 
     def details(self, outputs: Tensor) -> pd.DataFrame:
         """The probability of each class."""
-        return pd.DataFrame(outputs.softmax(dim=1).numpy(), columns=pd.Index(self.target.names, dtype=object))
+        # In float64 first: the last bit of float32's depends on where a number lies in memory.
+        return pd.DataFrame(
+            outputs.double().softmax(dim=1).float().numpy(), columns=pd.Index(self.target.names, dtype=object)
+        )
 
     def confidence(self, outputs: Tensor) -> pd.DataFrame:
         """The probability of the most probable class."""

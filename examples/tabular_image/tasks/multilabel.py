@@ -57,7 +57,10 @@ class MultiLabel(Task):
 
     def details(self, outputs: Tensor) -> pd.DataFrame:
         """The probability of each label."""
-        return pd.DataFrame(outputs.sigmoid().numpy(), columns=pd.Index(self.target.names, dtype=object))
+        # In float64 first: the last bit of float32's depends on where a number lies in memory.
+        return pd.DataFrame(
+            outputs.double().sigmoid().float().numpy(), columns=pd.Index(self.target.names, dtype=object)
+        )
 
     def confidence(self, outputs: Tensor) -> pd.DataFrame:
         """The probability that all labels are right, if they are independent."""

@@ -28,7 +28,7 @@ class TwoLayers(Unimodal):
     def __init__(self, data, options):
         super().__init__(data, options)
         torch.manual_seed(1)
-        self.head = nn.Sequential(nn.Linear(self.width, self.width // 2), nn.Linear(self.width // 2, self.classes))
+        self.head = nn.Sequential(nn.Linear(self.width, self.width // 2), nn.Linear(self.width // 2, self.outputs))
 
 
 class Watched(CHARMS):

@@ -147,7 +147,7 @@ def test_pretraining_trains_everything_but_the_classifier():
         for (name, after), (_, old) in zip(method.named_parameters(), before.named_parameters(), strict=True)
         if torch.equal(after, old)
     }
-    assert {name.split(".")[0] for name in still} == {"head", "calibrated"}
+    assert {name.split(".")[0] for name in still} == {"head", "calibrated", "alone"}
 
 
 def test_its_size_is_comparable_with_that_of_the_other_methods():

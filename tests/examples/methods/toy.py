@@ -49,7 +49,7 @@ def toy_data(rows=72, batch_size=16, task="classification"):
 
 
 def samples_of(task, rows=72):
-    """The same rows; their kind as a class, as one of three labels that other labels accompany, or as a noisy number."""
+    """The same rows; their kind is a class, one of three labels, or a noisy number."""
     plain = samples(rows)
     kinds = np.arange(rows) % CLASSES
     targets = {

@@ -1,0 +1,110 @@
+"""Tasks beyond one class: the price of a house as a number, and three columns of fashion as labels.
+
+Every method trains with one recipe, AdamW at 0.003 for 20 epochs (fashion: 10) on fixed features of the pictures; the
+tested epoch has the lowest validation loss. Runs are kept, and a command that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import runs  # noqa: F401 - makes tabular_image importable
+from jsonargparse import auto_cli
+from output import telling_errors
+from sklearn.ensemble import HistGradientBoostingRegressor
+from tabular_image.files import replacing
+from tabular_image.methods import SETTINGS
+from tabular_image.options import Options
+from tabular_image.run import build_data, read_samples, run
+
+RESULTS = Path(__file__).resolve().parent / "results" / "tasks"
+_COMMON: dict[str, Any] = {"image_encoder": "features", "image_size": 64, "fusion": "calibrated", "pictures": False}
+SETS: dict[str, dict[str, Any]] = {
+    "houses": {
+        **{"dataset": "houses", "task": "regression", "log_target": True, "epochs": 20, "folds": 5, "validation": 0.15},
+    },
+    "fashion": {
+        **{"dataset": "fashion", "target_column": ["articleType", "baseColour", "season"], "epochs": 10},
+    },
+}
+METHODS: dict[str, dict[str, Any]] = {
+    **{name: {} for name in ("image", "table", "concatenation", "maximum", "alternating", "gaal")},
+    "gaal_joint": {"rule": "none"},
+}
+
+
+def main(
+    which: Literal["houses", "fashion"] = "houses",
+    data_root: str = "data",
+    folder: str = "runs/tasks",
+    out: Path = RESULTS,
+) -> None:
+    """Train what is missing, then tabulate means and deviations over folds.
+
+    Args:
+        which: the data set.
+        data_root: folder with one folder a data set.
+        folder: where the run folders go.
+        out: folder of the table.
+    """
+    with telling_errors():
+        lines: list[dict[str, Any]] = []
+        folds = SETS[which].get("folds", 1)
+        for fold in range(folds):
+            given = _COMMON | SETS[which] | {"data_root": data_root, "fold": fold, "threads": 1}
+            samples = read_samples(Options(**given))
+            for method, settings in METHODS.items():
+                place = Path(folder) / f"{which}-{method}-{fold}"
+                options = Options(
+                    **given, method=method, settings=SETTINGS[method](**settings), out=str(place), resume=place.exists()
+                )
+                if not (place / "results.json").exists():
+                    run(options, samples)
+                lines += [line | {"fold": fold} for line in figures(method, place)]
+            if which == "houses":
+                lines.append({"row": "boosting on the table", "fold": fold} | boosting(Options(**given)))
+    table = pd.DataFrame(lines)
+    grouped = table.drop(columns="fold").groupby("row", sort=False)
+    mean, deviation = grouped.mean(), grouped.std()
+    out.mkdir(parents=True, exist_ok=True)
+    with replacing(out / f"{which}.csv") as temporary:
+        table.round(6).to_csv(temporary, index=False, lineterminator="\n")
+    if folds > 1:
+        shown = mean.map("{:.3f}".format) + " ± " + deviation.map("{:.3f}".format)
+    else:
+        shown = mean.map("{:.3f}".format)
+    with replacing(out / f"{which}.md") as temporary:
+        temporary.write_text(shown.reset_index().to_markdown(index=False) + "\n", encoding="utf-8")
+    print(shown.to_string())
+
+
+def figures(method: str, folder: Path) -> list[dict[str, Any]]:
+    """A line for each prediction of a run: its own, or each fusion of its voices."""
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    if not results["fusion"]:
+        return [{"row": method} | next(iter(results["test"].values()))]
+    fusions = results["fusion_measures"].items()
+    return [{"row": f"{method}, {fusion}"} | by_split["test"] for fusion, by_split in fusions]
+
+
+def boosting(options: Options) -> dict[str, Any]:
+    """Gradient boosting on the encoded table, on the rows of a run; its interval is that of equal variances."""
+    from tabular_image.metrics import measure_numbers
+
+    data = build_data(options, read_samples(options))
+    train, test = data.splits["train"], data.splits["test"]
+    values = data.task.mean + data.task.deviation * data.target.double()
+    model = HistGradientBoostingRegressor(random_state=options.seed).fit(
+        data.table[train].numpy(), values[train].numpy()
+    )
+    predicted = values.new_tensor(model.predict(data.table[test].numpy()))
+    rest = data.splits["val"]
+    deviation = (values[rest] - values.new_tensor(model.predict(data.table[rest].numpy()))).std()
+    return measure_numbers(predicted, deviation.expand_as(predicted), values[test], 0.9)
+
+
+if __name__ == "__main__":
+    auto_cli(main)
