@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -89,24 +91,23 @@ class Recipe:
         return torch.zeros(self.task.rows, self.table_width)
 
     def state(self) -> dict[str, Any]:
-        """Everything in builtin types and tensors."""
-        scale = self.feature_scale
+        """Everything but the scale of the features, as JSON has it."""
         return vars(self) | {
             "encoder": self.encoder.state(),
             "table_columns": [vars(column) for column in self.table_columns],
-            "feature_scale": None if scale is None else [torch.from_numpy(part) for part in scale],
+            "feature_scale": None,
             "task": vars(self.task),
         }
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> Recipe:
-        """What `state` described."""
-        mean_and_deviation = state["feature_scale"]
+    def from_state(cls, state: dict[str, Any], feature_scale: Sequence[Tensor]) -> Recipe:
+        """What `state` described, with mean and deviation of the features, if there are any."""
+        task = state["task"]
         restored = {
             "encoder": TableEncoder.from_state(state["encoder"]),
             "table_columns": [TableColumn(**column) for column in state["table_columns"]],
-            "feature_scale": mean_and_deviation and tuple(part.numpy() for part in mean_and_deviation),
-            "task": Target(**state["task"]),
+            "feature_scale": tuple(part.numpy() for part in feature_scale) or None,
+            "task": Target(**(task | {"names": tuple(task["names"]), "counts": tuple(task["counts"])})),
         }
         return cls(**(state | restored))
 
@@ -125,13 +126,17 @@ def save(folder: Path, options: Options, data: TabularImageData, method: Method,
         InputError: The file cannot be written.
     """
     own = options.configuration()
-    content = {
-        "format": FORMAT,
+    description = {
         "versions": versions(),
         "options": {name: value for name, value in own.items() if "." not in name},
-        "settings": dict(vars(options.settings)) if options.settings else {},
+        "settings": vars(options.settings) if options.settings else {},
         "recipe": Recipe.of(data).state(),
         "digest": digest,
+    }
+    content = {
+        "format": FORMAT,
+        "description": json.dumps(description),  # as text: one run gives one file, to the bit
+        "feature_scale": [torch.from_numpy(part) for part in data.feature_scale or ()],
         "weights": {name: tensor.cpu() for name, tensor in method.state_dict().items()},
     }
     with writing(folder / NAME) as temporary:
@@ -155,16 +160,18 @@ def load(run: Path | str) -> tuple[Options, Recipe, Method]:
         if not isinstance(content, dict) or "format" not in content:
             raise ValueError("it is no model of train.py")
     if content["format"] != FORMAT:
-        release = content.get("versions", {}).get("gaal_surgery", "unknown")
         raise InputError(
-            f"{path} has format {content['format']}, written by gaal_surgery {release}, and this release reads format "
-            f"{FORMAT}; predict with that release, or train again"
+            f"{path} has format {content['format']}, and this release reads format {FORMAT}; predict with the release "
+            "that wrote it, or train again"
         )
-    with border("use", path, f"it was written with {_listed(content['versions'])}; install these, or train again"):
-        name = content["options"]["method"]
-        settings = SETTINGS[name](**content["settings"])
-        options = Options(**(content["options"] | {"pretrained": False}), settings=settings)
-        recipe = Recipe.from_state(content["recipe"])
+    with border("read", path, "copy it again, or train again"):
+        description = json.loads(content["description"])
+        packages = ", ".join(f"{name} {number}" for name, number in description["versions"].items())
+    with border("use", path, f"it was written with {packages}; install these, or train again"):
+        name = description["options"]["method"]
+        settings = SETTINGS[name](**description["settings"])
+        options = Options(**(description["options"] | {"pretrained": False}), settings=settings)
+        recipe = Recipe.from_state(description["recipe"], content["feature_scale"])
         method = METHODS[name](recipe, options)
         method.load_state_dict(content["weights"])
     return options, recipe, method.eval().requires_grad_(False)
@@ -173,7 +180,3 @@ def load(run: Path | str) -> tuple[Options, Recipe, Method]:
 def versions() -> dict[str, str]:
     """Of the packages that results depend on, and of Python."""
     return {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
-
-
-def _listed(packages: dict[str, str]) -> str:
-    return ", ".join(f"{name} {number}" for name, number in packages.items())

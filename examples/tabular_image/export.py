@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from tabular_image.files import replacing
 from tabular_image.methods.base import Method
 from tabular_image.run import build_data, read_samples
 
+_ONNX = ("onnx", "onnxscript", "onnxruntime")
 _CLOSE = 1e-4  # relative to the largest output
 
 
@@ -50,6 +52,9 @@ def export(run: str, out: str | None = None, onnx: bool = False, data_root: str 
     Raises:
         InputError: the model cannot be exported, its data are not at hand, or the exported model differs.
     """
+    lacking = [name for name in _ONNX if find_spec(name) is None] if onnx else []
+    if lacking:
+        raise InputError(f"--onnx true needs {', '.join(_ONNX)}; pip install {' '.join(lacking)}")
     folder = Path(run)
     _, recipe, method = load(folder)
     options = as_written(["--config", str(folder / "config.yaml")])

@@ -264,7 +264,7 @@ def predicted_picture(task: Task, outputs: Tensor, target: Tensor) -> Figure:
 
 def words(figure: str) -> str:
     """What a measure is called."""
-    return {"r2": "R²"}.get(figure, figure.replace("_", " "))
+    return {"r2": "R²", "rmse": "RMSE", "mae": "MAE", "auroc": "AUROC"}.get(figure, figure.replace("_", " "))
 
 
 def conflict_picture(monitor: ConflictMonitor) -> Figure:

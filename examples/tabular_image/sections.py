@@ -284,7 +284,7 @@ def predicted_and_true(task: Task, outputs: Tensor, target: Tensor) -> Section:
     inside = ((true >= ends["low"]) & (true <= ends["high"])).mean()
     text = (
         f"The 90% interval of the prediction holds the true value of {inside:.1%} of {len(target):,} test rows. The "
-        f"median width of the interval is {(ends['high'] - ends['low']).median():.4g}."
+        f"median width of the interval is {_number((ends['high'] - ends['low']).median())}."
     )
     alt = "Predicted values with intervals against true values, with the diagonal where both are equal."
     return Section(
@@ -301,14 +301,18 @@ def largest_misses(task: Task, samples: Samples, rows: Tensor, outputs: Tensor, 
         _card(
             samples,
             int(rows[place]),
-            ("true", f"{true[place]:,.6g}"),
-            ("predicted", f"{predicted[place]:,.6g}"),
-            ("difference", f"{missed[place]:+,.6g}"),
+            ("true", _number(true[place])),
+            ("predicted", _number(predicted[place])),
+            ("difference", _number(missed[place], "+")),
         )
         for place in worst
     ]
     text = f"The {len(worst)} predictions that are furthest from the true value, of {len(target):,}."
     return Section("Largest misses", [text], cards=cards)
+
+
+def _number(value: float, sign: str = "") -> str:
+    return f"{value:{sign},.0f}" if abs(value) >= 1000 else f"{value:{sign}.4g}"
 
 
 def as_picture(figure: Figure, alt: str) -> Picture:

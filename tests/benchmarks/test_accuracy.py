@@ -341,7 +341,7 @@ def test_a_half_written_line_is_dropped_and_nothing_else(tmp_path: Path, run: Ru
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("version,set\n0,digits\n", "version 0.*version 2"),
+        ("version,set\n0,digits\n", "version 0.*version 3"),
         (",".join(COLUMNS) + "\n1" + "," * (len(COLUMNS) - 1) + "\n", "version 1.*version 3, whose lines name"),
         (",".join(COLUMNS) + "\n2" + "," * (len(COLUMNS) - 1) + "\n", "version 2.*version 3"),
         ("name,age\nx,1\n", "version unknown"),
@@ -400,7 +400,7 @@ def test_figures_that_are_not_defined_stay_empty(tmp_path: Path):
                 "split_sizes": {"train": 8, "val": 1, "test": 1}, "epochs": 1, "best_epoch": 1, "seconds": 0.1,
                 "val_accuracy": None, "without_table": dict.fromkeys(("fused", "image", "table")),
                 "test": {"fused": undefined | ({"accuracy": 0.5} if defined else {}), "image": undefined},
-                "fusions": {"mean": {"val": None, "test": None}},
+                "fusions": {"mean": {"val": None, "test": None}}, "fusion_measures": {"mean": {"test": undefined}},
                 "conflict": [{"modality": "image", "conflict": None}],
             }  # fmt: skip
             (tmp_path / "results.json").write_text(json.dumps(measured))

@@ -277,7 +277,7 @@ def test_the_headline_takes_any_measures():
     said = headline(results)
     assert said == "On 1,097 test rows the fused prediction is right for 71.0%, the image prediction for 50.0%."
     results["test"] = {"fused": {"rmse": 0.25, "r2": None}}
-    assert headline(results) == "On 1,097 test rows the fused prediction has rmse 0.2500, R² -."
+    assert headline(results) == "On 1,097 test rows the fused prediction has RMSE 0.2500, R² -."
     results["test"] = {"fused": {"accuracy": None}}
     assert headline(results) == "On 1,097 test rows the fused prediction has accuracy -."
 

@@ -211,12 +211,12 @@ def test_mistakes_are_sentences(run, pets, tmp_path, capsys):
     broken.write_bytes((run / "model.pt").read_bytes()[:-1000])
     assert f"error: cannot read {broken}" in told("--run", broken, *table)
     content = torch.load(run / "model.pt", weights_only=True)
-    torch.save(content | {"format": 99, "versions": {"gaal_surgery": "9.9"}}, tmp_path / "model.pt")
-    assert "has format 99, written by gaal_surgery 9.9, and this release reads" in told("--run", tmp_path, *table)
+    torch.save(content | {"format": 99}, tmp_path / "model.pt")
+    assert "has format 99, and this release reads format 1; predict with" in told("--run", tmp_path, *table)
     torch.save({"weights": {}}, tmp_path / "model.pt")
     assert "it is no model of train.py" in told("--run", tmp_path, *table)
     torch.save(content | {"weights": {}}, tmp_path / "model.pt")
-    assert "cannot use" in told("--run", tmp_path, *table)
+    assert "it was written with gaal_surgery 0.1.0, torch" in told("--run", tmp_path, *table)
     assert "nowhere.csv does not exist" in told("--run", run, "--path", tmp_path / "nowhere.csv")
 
 

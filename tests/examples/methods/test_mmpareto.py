@@ -102,7 +102,7 @@ class Watched(MMPareto):
     def note(self):
         if not hasattr(self, "gradients"):
             self.gradients = {
-                name: parameter.grad.clone() for name, parameter in self.named_parameters() if "cal" not in name
+                name: parameter.grad.clone() for name, parameter in self.named_parameters() if parameter.requires_grad
             }
 
     def integrate(self, joint, own):
