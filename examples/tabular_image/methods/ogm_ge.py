@@ -32,6 +32,7 @@ class OGMGE(Concatenation):
     """
 
     Settings = OGMGESettings
+    tasks = ("classification",)  # the lead of a modality is in probabilities of the true class
     several_processes = False  # s_m counts the rows of the whole batch
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:

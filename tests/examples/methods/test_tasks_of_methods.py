@@ -80,7 +80,7 @@ def test_methods_that_are_for_classes_are_refused_by_name(task):
         else:
             with pytest.raises(InputError, match=f"--method {name} is for classification, and the task is {task}; use"):
                 refuse_other_task(options, samples)
-    assert {name for name, method in METHODS.items() if len(method.tasks) == 3} >= {*ABLE}
+    assert {name for name, method in METHODS.items() if len(method.tasks) == 3} == {*ABLE, "gaal_star"}
 
 
 def test_an_epoch_is_selected_by_what_the_task_has():
