@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import checkpoints
 from .data.module import TabularImageData
 from .data.tables import TableColumn, TableEncoder
 from .data.targets import Target
 from .errors import InputError, border
-from .files import writing
 from .methods import METHODS, SETTINGS
 from .methods.base import Method
 from .options import Options
@@ -139,8 +139,7 @@ def save(folder: Path, options: Options, data: TabularImageData, method: Method,
         "feature_scale": [torch.from_numpy(part) for part in data.feature_scale or ()],
         "weights": {name: tensor.cpu() for name, tensor in method.state_dict().items()},
     }
-    with writing(folder / NAME) as temporary:
-        torch.save(content, temporary)
+    checkpoints.save(content, folder / NAME)
 
 
 def load(run: Path | str) -> tuple[Options, Recipe, Method]:
@@ -155,16 +154,14 @@ def load(run: Path | str) -> tuple[Options, Recipe, Method]:
     path = Path(run) / NAME if Path(run).is_dir() else Path(run)
     if not path.is_file():
         raise InputError(f"{path} does not exist; give the folder of a run that has ended (train.py --out)")
-    with border("read", path, "copy it again, or train again"):
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(content, dict) or "format" not in content:
-            raise ValueError("it is no model of train.py")
+    again = "copy it again, or train again"
+    content = checkpoints.saved(path, {"format"}, "model of train.py", again)
     if content["format"] != FORMAT:
         raise InputError(
             f"{path} has format {content['format']}, and this release reads format {FORMAT}; predict with the release "
             "that wrote it, or train again"
         )
-    with border("read", path, "copy it again, or train again"):
+    with border("read", path, again):
         description = json.loads(content["description"])
         packages = ", ".join(f"{name} {number}" for name, number in description["versions"].items())
     with border("use", path, f"it was written with {packages}; install these, or train again"):

@@ -27,10 +27,19 @@ class WholeCheckpoints(TorchCheckpointIO):
         Raises:
             InputError: It cannot be written; the old one is as it was.
         """
-        content = io.BytesIO()  # torch's own writer does not say why it fails
-        torch.save(checkpoint, content)
-        with writing(Path(path)) as temporary:
-            temporary.write_bytes(content.getbuffer())
+        save(checkpoint, Path(path))
+
+
+def save(content: dict[str, Any], path: Path) -> None:
+    """Writes tensors and builtin types, whole or not at all.
+
+    Raises:
+        InputError: The file cannot be written; the old one is as it was.
+    """
+    written = io.BytesIO()  # torch's own writer does not say why it fails
+    torch.save(content, written)
+    with writing(path) as temporary:
+        temporary.write_bytes(written.getbuffer())
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -39,14 +48,29 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         InputError: It is missing, damaged or something else.
     """
-    with border("read", path, _remedy(path.parent)):
+    return saved(path, {"state_dict", "epoch", "callbacks"}, "checkpoint of a run", _remedy(path.parent))
+
+
+def saved(path: Path, keys: set[str], what: str, remedy: str) -> dict[str, Any]:
+    """What `save` wrote, on the CPU.
+
+    Args:
+        path: The file.
+        keys: What must be in the file.
+        what: What the file is.
+        remedy: What to do where the file is not that.
+
+    Raises:
+        InputError: The file is missing, damaged or something else.
+    """
+    with border("read", path, remedy):
         with ZipFile(path) as archive:
             if damaged := archive.testzip():  # torch.load takes altered bytes for weights
                 raise ValueError(f"{damaged} in it is damaged")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        if not (isinstance(checkpoint, dict) and {"state_dict", "epoch", "callbacks"} <= checkpoint.keys()):
-            raise ValueError("it is no checkpoint of a run")
-    return checkpoint
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if not (isinstance(content, dict) and keys <= content.keys()):
+            raise ValueError(f"it is no {what}")
+    return content
 
 
 def load_weights(module: nn.Module, path: Path) -> None:

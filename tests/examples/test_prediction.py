@@ -210,6 +210,10 @@ def test_mistakes_are_sentences(run, pets, tmp_path, capsys):
     broken = tmp_path / "broken.pt"
     broken.write_bytes((run / "model.pt").read_bytes()[:-1000])
     assert f"error: cannot read {broken}" in told("--run", broken, *table)
+    altered = bytearray((run / "model.pt").read_bytes())
+    altered[len(altered) // 2] ^= 1
+    broken.write_bytes(altered)
+    assert "in it is damaged" in told("--run", broken, *table)
     content = torch.load(run / "model.pt", weights_only=True)
     torch.save(content | {"format": 99}, tmp_path / "model.pt")
     assert "has format 99, and this release reads format 1; predict with" in told("--run", tmp_path, *table)

@@ -25,7 +25,8 @@ from tabular_image.methods import METHODS, SETTINGS
 from tabular_image.report import _confusion
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "tabular_image" / "train.py"
-WRITTEN = ["config.yaml", "data.json", "metrics.csv", "best.ckpt", "last.ckpt", "results.json", "predictions.csv"]
+WRITTEN = ["config.yaml", "data.json", "metrics.csv", "best.ckpt", "last.ckpt"]
+WRITTEN += ["model.pt", "results.json", "predictions.csv"]
 MONITORED = ("alternating", "gaal", "gaal_joint", "gaal_star")
 IMAGE_ALONE = ("image", "kd", "mfh", "fmr", "mmcl", "charms", "gaal_star")
 # Every state that a resumed run must find again: momentum, schedule, guides, calibration, augmentation, patience.

@@ -29,7 +29,7 @@ def fit(name, folder, settings):
     step = method.training_step
     method.training_step = lambda batch, batch_idx: (seen.append(batch["row"].tolist()), step(batch, batch_idx))[0]
     with patch.dict(os.environ, environment):
-        build_trainer(method.options, method.total_epochs).fit(method, datamodule=data)
+        build_trainer(method.options, method).fit(method, datamodule=data)
     return method.state_dict(), seen
 
 
