@@ -184,6 +184,8 @@ def test_a_column_that_is_missing_is_told(run, pets):
         InputError, match=r"has no column that the model was trained with; it needs weight, colour, code, p"
     ):
         predictor.predict(frame[["kind"]], pets)
+    with pytest.raises(InputError, match="pets has no rows; give at least one"):
+        predictor.predict(frame.iloc[:0], pets, name="pets")
 
 
 # The commands.

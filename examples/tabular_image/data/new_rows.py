@@ -29,8 +29,11 @@ def new_rows(frame: pd.DataFrame, recipe: Recipe, image_root: Path, name: str = 
         name: What error messages call the table.
 
     Raises:
-        InputError: A column is missing while others of its kind are there, or all are missing; or a path is ambiguous.
+        InputError: There is no row, a column is missing while others of its kind are there, all columns are missing, or
+            a path is ambiguous.
     """
+    if not len(frame):
+        raise InputError(f"{name} has no rows; give at least one")
     kinds = {column: kind for kind in ("numeric", "categorical", "dates") for column in getattr(recipe, kind)}
     there = [column for column in kinds if column in frame]
     pictured = [column for column in recipe.image_columns if column in frame]
