@@ -69,9 +69,9 @@ class TestEntropy:
 class TestBinaryEntropy:
     @given(LABELS)
     def test_is_the_sum_of_the_entropies_of_bernoulli_variables(self, logits):
-        # The distribution of the rarer outcome, whose probability does not round to 1.
+        # The distribution of the rarer outcome, whose probability does not round to 1; scipy rounds that of the other.
         expected = scipy.stats.bernoulli(scipy.special.expit(-np.abs(logits))).entropy().sum(axis=1)
-        np.testing.assert_allclose(binary_entropy(torch.tensor(logits)).numpy(), expected, rtol=1e-9, atol=1e-15)
+        np.testing.assert_allclose(binary_entropy(torch.tensor(logits)).numpy(), expected, rtol=1e-12, atol=1e-15)
 
     @given(LABELS, st.sampled_from(DTYPES))
     def test_lies_between_zero_and_log_2_a_label(self, logits, dtype):
@@ -81,7 +81,7 @@ class TestBinaryEntropy:
     @given(LABELS)
     def test_labels_are_symmetric_and_of_any_order(self, logits):
         logits = torch.tensor(logits)
-        torch.testing.assert_close(binary_entropy(-logits.flip(1)), binary_entropy(logits), rtol=1e-11, atol=1e-300)
+        torch.testing.assert_close(binary_entropy(-logits.flip(1)), binary_entropy(logits), rtol=1e-12, atol=0)
 
     @given(st.lists(st.floats(-1e4, 1e4), min_size=1, max_size=5))
     def test_of_one_label_is_the_entropy_of_two_classes(self, logits):

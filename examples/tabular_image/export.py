@@ -10,11 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from tabular_image.artifact import load
 from tabular_image.command_line import as_written
+from tabular_image.commands import run_command
 from tabular_image.errors import InputError, border
 from tabular_image.files import replacing
 from tabular_image.methods.base import Method
@@ -99,15 +99,7 @@ def _written(model: Fused, example: tuple[Tensor, Tensor], path: Path, onnx: boo
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = ArgumentParser(prog="export.py", description="Export a model of train.py.")
-    parser.add_function_arguments(export)
-    parsed = parser.parse_args(arguments)
-    try:
-        export(**parsed)
-    except InputError as error:
-        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(export, "export.py", "Export a model of train.py.", arguments)
 
 
 if __name__ == "__main__":

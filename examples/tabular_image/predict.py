@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from tabular_image.errors import InputError, border
+from tabular_image.commands import run_command
+from tabular_image.errors import border
 
 _TOLD = 5  # sentences on single rows
 
@@ -72,20 +72,7 @@ def predict(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = ArgumentParser(prog="predict.py", description="Predict new rows with a model of train.py.")
-    parser.add_function_arguments(predict)
-    parsed = parser.parse_args(arguments)
-    try:
-        predict(**parsed)
-    except InputError as error:
-        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # of `| head`
-        sys.stderr.close()
-    return 0
+    return run_command(predict, "predict.py", "Predict new rows with a model of train.py.", arguments)
 
 
 if __name__ == "__main__":

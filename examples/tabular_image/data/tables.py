@@ -88,7 +88,9 @@ class TableEncoder:
             InputError: A numeric column holds text.
         """
         problems: list[str] = []
-        numbers = self._numbers(samples, problems)
+        return self._encoded(samples, self._numbers(samples, problems), problems)
+
+    def _encoded(self, samples: Samples, numbers: pd.DataFrame, problems: list[str]) -> EncodedTable:
         exponent, median, mean, deviation = self.scale
         values = np.ldexp(numbers.to_numpy(dtype=float), exponent.astype(int))
         scaled = ((np.where(np.isnan(values), median, values) - mean) / deviation).astype(np.float32)
@@ -137,7 +139,9 @@ def encode_table(samples: Samples, train: np.ndarray) -> EncodedTable:
         categories={name: sorted(set(text[name].iloc[train])) for name in text if name not in hashed},
         scale=np.empty((4, 0)),
     )
-    return replace(unscaled, scale=_scale(unscaled._numbers(samples, []), train)).encode(samples)
+    problems: list[str] = []
+    numbers = unscaled._numbers(samples, problems)
+    return replace(unscaled, scale=_scale(numbers, train))._encoded(samples, numbers, problems)
 
 
 def _scale(numbers: pd.DataFrame, train: np.ndarray) -> np.ndarray:
