@@ -1,0 +1,60 @@
+"""Renews what pages take from elsewhere in the repository: `python docs/generate.py`.
+
+A page marks such a block with two comments, which neither the site nor a repository page shows:
+
+    <!-- begin: file ../examples/quickstart.py -->
+    <!-- end -->
+
+What stands between the comments is replaced. The first word after "begin:" names a function of `BLOCKS`; the words
+after that are the function's arguments. Paths start at the page's folder. `--check` changes nothing and fails where a
+page is stale.
+"""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+_BLOCK = re.compile(r"(<!-- begin: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+_LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".sh": "bash"}
+
+
+def file(path: Path) -> str:
+    """A file of code, as a block of code."""
+    return f"```{_LANGUAGES[path.suffix]}\n{path.read_text(encoding='utf-8').strip()}\n```"
+
+
+def include(path: Path) -> str:
+    """A file of Markdown, as it is."""
+    return path.read_text(encoding="utf-8").strip()
+
+
+BLOCKS: dict[str, Callable[..., str]] = {"file": file, "include": include}
+
+
+def renewed(page: Path) -> str:
+    """The text of a page, with its blocks made anew."""
+
+    def block(match: re.Match[str]) -> str:
+        name, *arguments = match[2].split()
+        content = BLOCKS[name](*[page.parent / argument for argument in arguments])
+        return f"{match[1]}{content}\n{match[3]}"
+
+    return _BLOCK.sub(block, page.read_text(encoding="utf-8"))
+
+
+def stale() -> dict[Path, str]:
+    """The pages whose blocks are out of date, and what the pages should be."""
+    texts = {page: renewed(page) for page in PAGES}
+    return {page: text for page, text in texts.items() if text != page.read_text(encoding="utf-8")}
+
+
+if __name__ == "__main__":
+    outdated = stale()
+    for page, text in outdated.items():
+        print(page.relative_to(ROOT))
+        if "--check" not in sys.argv:
+            page.write_text(text, encoding="utf-8")
+    sys.exit(bool(outdated) and "--check" in sys.argv)
