@@ -49,14 +49,15 @@ templates_path = ["_templates"]
 html_css_files = ["site.css"]
 html_logo = html_favicon = "_static/logo.svg"
 html_copy_source = False
-html_context = {"versions": URLS["Documentation"] + "versions/"}
+html_show_copyright = False
+html_context = {"links": {"Repository": REPOSITORY, "Other versions": URLS["Documentation"] + "versions/"}}
 html_sidebars = {
     "**": [
         "sidebar/brand.html",
         "sidebar/search.html",
         "sidebar/scroll-start.html",
         "sidebar/navigation.html",
-        "versions.html",
+        "links.html",
         "sidebar/scroll-end.html",
     ]
 }
@@ -107,7 +108,7 @@ torch.manual_seed(0)
 """
 
 _LINK = re.compile(r"""(!?\[(?:[^][]|\[[^]]*\])*\])\((\.\./[^)\s#]*)(#[^)\s]*)?(\s+\\?"(\w+)\\?")?\)""")
-_PAGES = re.compile(r"^- \[[^]]*\]\(([\w/-]+)\.(?:md|ipynb)\)", re.MULTILINE)
+_PAGES = re.compile(r"^- \[([^]]*)\]\(([\w/-]+)\.(?:md|ipynb)\)", re.MULTILINE)
 _NAMES = re.compile(r"^\|\s*`(\w+)`", re.MULTILINE)
 
 
@@ -121,7 +122,8 @@ def with_sidebar(index: str) -> str:
     for section in sections(index):
         if pages := _PAGES.findall(section):
             heading = section.splitlines()[0].removeprefix("## ")
-            index += "\n".join(["\n```{toctree}", ":hidden:", f":caption: {heading}", "", *pages, "```\n"])
+            lines = [f"{title} <{page}>" for title, page in pages]
+            index += "\n".join(["\n```{toctree}", ":hidden:", f":caption: {heading}", "", *lines, "```\n"])
     return index
 
 
