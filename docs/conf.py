@@ -43,6 +43,7 @@ extensions = [
 exclude_patterns = ["_build"]
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = f"{project} {release}"
 html_static_path = ["_static"]
 templates_path = ["_templates"]
@@ -76,7 +77,9 @@ nb_execution_mode = "off"  # the tests run the notebooks; pages show the outputs
 
 copybutton_exclude = ".linenos, .gp, .go"
 
-linkcheck_ignore = [re.escape(REPOSITORY) + "/blob/.*"]  # files of the working tree, which tests/test_pages.py looks for
+linkcheck_ignore = [
+    re.escape(REPOSITORY) + "/blob/.*"
+]  # files of the working tree, which tests/test_pages.py looks for
 linkcheck_timeout = 20
 linkcheck_retries = 2
 linkcheck_anchors_ignore_for_url = [r"https://github\.com/.*"]  # made by scripts
@@ -143,7 +146,7 @@ def entries(names: list[str]) -> str:
 
 
 def with_links_to_the_repository(page: str, folder: str) -> str:
-    """The page, whose links to files outside of docs/ lead to the repository: to a test where a link's title names it."""
+    """The page, whose links out of docs/ lead to the repository: to a line where the link's title names a test."""
 
     def link(match: re.Match[str]) -> str:
         label, target, anchor, title, test = match.groups(default="")

@@ -1,9 +1,13 @@
 """The documentation names what exists, and all of it."""
 
 import ast
+import importlib
 import re
+import sys
 import tomllib
 from pathlib import Path
+
+import pytest
 
 import gaal_surgery
 
@@ -42,3 +46,56 @@ def test_every_extra_is_on_the_page_of_the_installation():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     page = (DOCS / "installation.md").read_text(encoding="utf-8")
     assert not [extra for extra in extras if f"\n|`{extra}`|" not in page]
+
+
+# What the site has beyond its pages.
+
+
+@pytest.fixture
+def conf(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS)
+    monkeypatch.delitem(sys.modules, "conf", raising=False)
+    return importlib.import_module("conf")
+
+
+def test_the_lists_of_the_index_are_the_sidebar(conf):
+    index = "# Title\n\n## Start\n\n- [One](one.md): first.\n- [Two](a/two.ipynb): second.\n\n## Empty\n\ntext\n"
+    added = conf.with_sidebar(index).removeprefix(index)
+    assert added.split() == ["```{toctree}", ":hidden:", ":caption:", "Start", "One", "<one>", "Two", "<a/two>", "```"]
+
+
+def test_the_page_of_the_api_gets_the_entry_of_every_public_name_in_its_section(conf):
+    page = (DOCS / "api.md").read_text(encoding="utf-8")
+    names = [entries_of(section) for section in conf.sections(conf.with_entries(page))]
+    assert names == [re.findall(r"^\|`(\w+)`", section, re.MULTILINE) for section in conf.sections(page)]
+    assert sorted(sum(names, [])) == sorted(gaal_surgery.__all__)
+
+
+def entries_of(section):
+    return re.findall(r"^\.\. auto(?:class|function):: (\w+)$", section, re.MULTILINE)
+
+
+REPOSITORY = "https://github.com/gaal-surgery/gaal_surgery/blob/main/"
+
+
+@pytest.mark.parametrize(
+    ("folder", "link", "expected"),
+    [
+        ("", "[a file](../examples/quickstart.py)", f"[a file]({REPOSITORY}examples/quickstart.py)"),
+        ("", "[a `part`](../README.md#the-loop)", f"[a `part`]({REPOSITORY}README.md#the-loop)"),
+        ("", "![a picture](../benchmarks/a.png)", "![a picture](../benchmarks/a.png)"),
+        ("", "[a page](limits.md)", "[a page](limits.md)"),
+        ("notebooks", "[a page](../limits.md)", "[a page](../limits.md)"),
+        ("notebooks", "[a file](../../examples)", f"[a file]({REPOSITORY}examples)"),
+    ],
+)
+def test_links_out_of_the_documentation_lead_to_the_repository(folder, link, expected, conf, monkeypatch):
+    monkeypatch.setattr(conf, "REVISION", "main")
+    assert conf.with_links_to_the_repository(f"See {link}.", folder) == f"See {expected}."
+
+
+def test_a_link_that_names_a_test_leads_to_its_line(conf):
+    name = test_a_link_that_names_a_test_leads_to_its_line.__name__
+    built = conf.with_links_to_the_repository(f'[yes](../tests/test_docs.py "{name}")', "")
+    line = int(re.search(rf'/tests/test_docs\.py#L(\d+) "{name}"\)', built)[1])
+    assert Path(__file__).read_text(encoding="utf-8").splitlines()[line - 1].startswith(f"def {name}(")
