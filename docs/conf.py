@@ -66,9 +66,7 @@ html_theme_options = {
     "source_repository": REPOSITORY,
     "source_branch": REVISION,
     "source_directory": "docs/",
-    "footer_icons": [
-        {"name": "Repository", "url": REPOSITORY, "html": _BRANCH, "class": ""},
-    ],
+    "footer_icons": [{"name": "Repository", "url": REPOSITORY, "html": _BRANCH, "class": ""}],
 }
 
 myst_enable_extensions = ["amsmath", "deflist", "dollarmath"]
@@ -77,9 +75,7 @@ nb_execution_mode = "off"  # the tests run the notebooks; pages show the outputs
 
 copybutton_exclude = ".linenos, .gp, .go"
 
-linkcheck_ignore = [
-    re.escape(REPOSITORY) + "/blob/.*"
-]  # files of the working tree, which tests/test_pages.py looks for
+linkcheck_ignore = [re.escape(REPOSITORY) + "/(blob|edit)/.*"]  # whose files tests/test_pages.py looks for
 linkcheck_timeout = 20
 linkcheck_retries = 2
 linkcheck_anchors_ignore_for_url = [r"https://github\.com/.*"]  # made by scripts
@@ -178,7 +174,7 @@ def keep_equations(app: Sphinx, doctree: docutils.nodes.document) -> None:
     """Gives numbered equations to MathJax as they are: Sphinx wraps lines in an environment that takes no number."""
     for node in doctree.findall(docutils.nodes.math_block):
         if r"\tag" in node.astext():
-            node["no-wrap"] = True
+            node["nowrap"] = True
             node.children = [docutils.nodes.Text(rf"\[{node.astext()}\]")]
 
 
