@@ -22,6 +22,7 @@ import pandas as pd
 import pytest
 import ranks
 import table1
+import tasks
 import torch
 from comparison import compare, corrected_interval, corrected_paired_test, detectable_difference
 from hypothesis import given
@@ -202,6 +203,14 @@ def test_a_committed_table_is_made_of_its_details(path: Path):
     details = pd.read_csv(path.with_suffix(".csv"), index_col="row")
     assert path.read_text() == table1.markdown(details) + "\n"
     assert max(map(len, cells(path.read_text()))) <= 7
+
+
+@pytest.mark.parametrize("which", tasks.SETS)
+def test_the_committed_tables_of_other_tasks_are_made_of_their_lines(which: str):
+    folder = RESULTS / "tasks"
+    text = (folder / f"{which}.md").read_text()
+    assert text == tasks.markdown(pd.read_csv(folder / f"{which}.csv")) + "\n"
+    assert {"GAAL, calibrated", "Alternation, joint turn, product", "Maximum (MF)"} <= {row[0] for row in cells(text)}
 
 
 def test_every_row_has_a_name_of_its_own():
