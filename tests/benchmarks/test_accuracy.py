@@ -147,7 +147,11 @@ def test_the_balanced_accuracy_is_compared_too():
 
 def cells(text: str) -> list[list[str]]:
     """The cells of the header and the rows of all tables of a text."""
-    rows = [line for line in text.splitlines() if line.startswith("|") and not line.startswith("|:")]
+    rows = [
+        line
+        for line in text.replace("\N{NO-BREAK SPACE}", " ").splitlines()
+        if line.startswith("|") and not line.startswith("|:")
+    ]
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in rows]
 
 
