@@ -61,6 +61,7 @@ class Row:
         paper: the line of the paper's Table I.
         searched: values of the method's own settings that the hyper-parameter search may choose.
         stages: settings that are lengths of earlier stages, as multiples of the set's epochs.
+        label: what tables for people call it, as in the literature; rows of figures have none.
     """
 
     method: str
@@ -69,6 +70,7 @@ class Row:
     paper: str | None = None
     searched: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     stages: dict[str, float] = field(default_factory=dict)
+    label: str = ""
 
     @property
     def prediction(self) -> str:
@@ -87,61 +89,81 @@ _BALANCED = {"class_weights": "balanced", "select": "balanced_accuracy"}
 _PRETRAINED = {"corruption": (0.3, 0.1, 0.5), "temperature": (0.1, 0.05, 0.2)}
 
 
-def _joint(**settings: Any) -> Row:
+def _joint(label: str, **settings: Any) -> Row:
     """A row of the joint turn: shared head, gradient to the joint network alone, calibrated, but for `settings`."""
     chosen = {"head": "shared", "gradient": "joint", **_CALIBRATED} | settings
-    return Row("gaal_joint", settings=chosen, searched={} if chosen.get("rule") == "none" else _GAAL)
+    return Row("gaal_joint", label=label, settings=chosen, searched={} if chosen.get("rule") == "none" else _GAAL)
 
 
 _MISSING: Block = "image alone at test time"
 ROWS: dict[str, Row] = {
-    "image": Row("image", "one modality", paper="ResNet50"),
-    "table": Row("table", "one modality", paper="MLP"),
-    "boosting-table": Row("boosting-table", "one modality"),
-    "logistic-image": Row("logistic-image", "one modality"),
-    "boosting-both": Row("boosting-both"),
-    "boosting-stacked": Row("boosting-stacked"),
-    "concatenation": Row("concatenation", paper="CF"),
-    "maximum": Row("maximum", paper="MF", searched={"projection": ("linear", "identity")}),
-    "daft": Row("daft", paper="DAFT", searched={"reduction": (7, 2, 14)}),
-    "tip": Row("tip", paper="TIP", searched=_PRETRAINED, stages={"pretraining_epochs": 1}),
-    "tip-frozen": Row("tip", settings={"encoder": "frozen"}, searched=_PRETRAINED, stages={"pretraining_epochs": 1}),
-    "ogm_ge": Row("ogm_ge", paper="OGM", searched={"alpha": (0.8, 0.1, 0.3), "share": (0.5, 0.25, 1.0)}),
-    "mmpareto": Row(
-        "mmpareto", paper="MMPareto", searched={"rescale": ("tensor", "encoder"), "gamma": (1.5, 1.0, 2.0)}
+    "image": Row("image", "one modality", label="Image alone", paper="ResNet50"),
+    "table": Row("table", "one modality", label="Table alone", paper="MLP"),
+    "boosting-table": Row("boosting-table", "one modality", label="Gradient boosting (table)"),
+    "logistic-image": Row("logistic-image", "one modality", label="Logistic regression (image features)"),
+    "boosting-both": Row("boosting-both", label="Gradient boosting (both)"),
+    "boosting-stacked": Row("boosting-stacked", label="Stacked boosting and regression"),
+    "concatenation": Row("concatenation", label="Concatenation (CF)", paper="CF"),
+    "maximum": Row("maximum", label="Maximum (MF)", paper="MF", searched={"projection": ("linear", "identity")}),
+    "daft": Row("daft", label="DAFT", paper="DAFT", searched={"reduction": (7, 2, 14)}),
+    "tip": Row("tip", label="TIP", paper="TIP", searched=_PRETRAINED, stages={"pretraining_epochs": 1}),
+    "tip-frozen": Row(
+        "tip",
+        label="TIP, frozen encoder",
+        settings={"encoder": "frozen"},
+        searched=_PRETRAINED,
+        stages={"pretraining_epochs": 1},
     ),
-    "mla": Row("mla", paper="MLA", searched={"gate": ("entropy", "fixed"), "image_weight": (0.55, 0.4, 0.7)}),
+    "ogm_ge": Row(
+        "ogm_ge", label="OGM-GE", paper="OGM", searched={"alpha": (0.8, 0.1, 0.3), "share": (0.5, 0.25, 1.0)}
+    ),
+    "mmpareto": Row(
+        "mmpareto",
+        label="MMPareto",
+        paper="MMPareto",
+        searched={"rescale": ("tensor", "encoder"), "gamma": (1.5, 1.0, 2.0)},
+    ),
+    "mla": Row(
+        "mla", label="MLA", paper="MLA", searched={"gate": ("entropy", "fixed"), "image_weight": (0.55, 0.4, 0.7)}
+    ),
     "di_mml": Row(
         "di_mml",
+        label="DI-MML",
         paper="DI-MML",
         searched={"temperature": (10.0, 20.0, 50.0), "confidence_temperature": (1.0, 0.3, 3.0)},
     ),
     "reconboost": Row(
         "reconboost",
+        label="ReconBoost",
         paper="ReconBoost",
         searched={"label_weight": (4.0, 5.0, 8.0), "residual_weight": (1.0, 2.0, 4.0)},
         stages={"pretraining_epochs": 0.5},
     ),
-    "lfm": Row("lfm", paper="LFM", searched={"alpha": (None, 0.3, 0.5, 0.7, 0.9)}),
-    "alternating": Row("alternating"),
-    "gaal": Row("gaal", paper="GAAL", searched=_GAAL),
-    "gaal-dualfloor": Row("gaal", settings={"rule": "dualfloor"}, searched=_GAAL),
-    "gaal-update": Row("gaal", settings={"align": "update"}, searched=_GAAL),
-    "alternating-calibrated": Row("alternating", settings=_CALIBRATED),
-    "alternating-balanced": Row("alternating", settings=_CALIBRATED | _BALANCED),
-    "gaal-calibrated": Row("gaal", settings=_CALIBRATED, searched=_GAAL),
-    "gaal-joint": _joint(),
-    "gaal-joint-mean": _joint(fusion="mean"),
-    "gaal-joint-auto": _joint(fusion="auto"),
-    "gaal-joint-guided": _joint(guided=True),
-    "gaal-joint-encoders": _joint(gradient="encoders"),
-    "gaal-joint-own": _joint(head="own"),
-    "gaal-joint-own-encoders": _joint(head="own", gradient="encoders"),
-    "alternating-joint": _joint(rule="none"),
-    "alternating-joint-own-encoders": _joint(rule="none", head="own", gradient="encoders"),
+    "lfm": Row("lfm", label="LFM", paper="LFM", searched={"alpha": (None, 0.3, 0.5, 0.7, 0.9)}),
+    "alternating": Row("alternating", label="Alternation"),
+    "gaal": Row("gaal", label="GAAL (paper)", paper="GAAL", searched=_GAAL),
+    "gaal-dualfloor": Row("gaal", label="GAAL, released rule", settings={"rule": "dualfloor"}, searched=_GAAL),
+    "gaal-update": Row("gaal", label="GAAL, update alignment", settings={"align": "update"}, searched=_GAAL),
+    "alternating-calibrated": Row("alternating", label="Alternation, calibrated", settings=_CALIBRATED),
+    "alternating-balanced": Row(
+        "alternating", label="Alternation, calibrated, class weights", settings=_CALIBRATED | _BALANCED
+    ),
+    "gaal-calibrated": Row("gaal", label="GAAL, calibrated", settings=_CALIBRATED, searched=_GAAL),
+    "gaal-joint": _joint("GAAL, joint turn"),
+    "gaal-joint-mean": _joint("GAAL, joint turn, mean of the logits", fusion="mean"),
+    "gaal-joint-auto": _joint("GAAL, joint turn, chosen fusion", fusion="auto"),
+    "gaal-joint-guided": _joint("GAAL, guided joint turn", guided=True),
+    "gaal-joint-encoders": _joint("GAAL, joint turn, encoders", gradient="encoders"),
+    "gaal-joint-own": _joint("GAAL, joint turn, own head", head="own"),
+    "gaal-joint-own-encoders": _joint("GAAL, joint turn, own head, encoders", head="own", gradient="encoders"),
+    "alternating-joint": _joint("Alternation, joint turn", rule="none"),
+    "alternating-joint-own-encoders": _joint(
+        "Alternation, joint turn, own head, encoders", rule="none", head="own", gradient="encoders"
+    ),
     "kd": Row(
         "kd",
         _MISSING,
+        label="KD",
         paper="KD",
         searched={"temperature": (4.0, 1.0, 2.0), "weight": (0.5, 0.25, 0.75)},
         stages={"teacher_epochs": 1},
@@ -149,17 +171,23 @@ ROWS: dict[str, Row] = {
     "mfh": Row(
         "mfh",
         _MISSING,
+        label="MFH",
         paper="MFH",
         searched={"removed": (0.75, 0.25, 0.5), "teacher_dropout": (0.5, 0.0, 0.25)},
         stages={"pair_epochs": 0.5, "teacher_epochs": 1},
     ),
     "fmr": Row(
-        "fmr", _MISSING, paper="FMR", searched={"knockdown": (1 / 3, 1 / 6, 1 / 2), "reconstruction": (0.1, 0.01, 1.0)}
+        "fmr",
+        _MISSING,
+        label="FMR",
+        paper="FMR",
+        searched={"knockdown": (1 / 3, 1 / 6, 1 / 2), "reconstruction": (0.1, 0.01, 1.0)},
     ),
-    "mmcl": Row("mmcl", _MISSING, paper="MMCL", searched=_PRETRAINED, stages={"pretraining_epochs": 2}),
+    "mmcl": Row("mmcl", _MISSING, label="MMCL", paper="MMCL", searched=_PRETRAINED, stages={"pretraining_epochs": 2}),
     "mmcl-frozen": Row(
         "mmcl",
         _MISSING,
+        label="MMCL, frozen encoder",
         settings={"encoder": "frozen"},
         searched=_PRETRAINED,
         stages={"pretraining_epochs": 2},
@@ -168,10 +196,11 @@ ROWS: dict[str, Row] = {
     "charms": Row(
         "charms",
         _MISSING,
+        label="CHARMS",
         paper="CHARMS",
         searched={"numeric_weight": (0.03, 0.3, 1.0), "categorical_weight": (0.03, 0.3, 1.0)},
     ),
-    "gaal_star": Row("gaal_star", _MISSING, paper="GAAL*", searched=_GAAL),
+    "gaal_star": Row("gaal_star", _MISSING, label="GAAL*", paper="GAAL*", searched=_GAAL),
 }
 REFERENCE = {"fused": "gaal", _MISSING: "gaal_star"}
 

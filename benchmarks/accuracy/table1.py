@@ -23,6 +23,8 @@ from sets import begun, home
 from tabular_image.files import replacing
 
 _PAIRED = ("difference", "low", "high", "p", "p_holm")  # of what `compare` returns, shown of balanced accuracy too
+_LEVEL = 0.05
+_SPACE = "\N{NO-BREAK SPACE}"  # inside a number's cell, so that a narrow column breaks between numbers
 
 
 def main(
@@ -58,7 +60,7 @@ def main(
             if table.empty:
                 print(f"{which.name}: no run on these data is finished")
                 continue
-            summary = summarise(table)
+            summary = summarise(table).round(6)  # as in the CSV file, so that the two agree to the last digit
             path = Path(out or home(sets)) / f"table1-{which.name}"
             write(summary.reset_index(), None, path)
             with replacing(path.with_suffix(".md")) as temporary:
@@ -99,9 +101,10 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
     """One line a row, block by block and best first within each.
 
     Returns:
-        By row: the columns of `compare` for the accuracy; `balanced`, the mean balanced accuracy, its paired difference
-        from the reference `balanced_difference` with the interval `balanced_low` to `balanced_high`, `balanced_p` and
-        `balanced_p_holm`; `block`; other mean accuracies and seconds; and the paper's figures.
+        By row: the columns of `compare` for the accuracy; `best_p_holm`, the corrected p of the difference from the
+        block's best row; `balanced`, the mean balanced accuracy, its paired difference from the reference
+        `balanced_difference` with the interval `balanced_low` to `balanced_high`, `balanced_p` and `balanced_p_holm`;
+        `block`; other mean accuracies and seconds; and the paper's figures.
     """
     present = [row for row in ROWS if row in set(runs["row"])]
     fusions = [f"{figure}_{fusion}" for figure in ("test", "balanced") for fusion in FUSIONS]
@@ -113,6 +116,8 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
         predictions = {row: ROWS[row].prediction for row in present if ROWS[row].block == block}
         reference = REFERENCE.get(block, "")
         part = compare(runs, predictions, reference)
+        best = compare(runs, predictions, str(part.index[0]))
+        part = part.join(best["p_holm"].rename("best_p_holm"))
         balanced = compare(runs, dict.fromkeys(predictions, "balanced_accuracy"), reference)
         balanced = balanced.rename(columns={"accuracy": "balanced"} | {name: f"balanced_{name}" for name in _PAIRED})
         part = part.join(balanced[["balanced", *(f"balanced_{name}" for name in _PAIRED)]])
@@ -129,34 +134,63 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def markdown(summary: pd.DataFrame) -> str:
-    """The summary for people: a table a block, without columns that are empty in it, and what it could have shown."""
-    return "\n\n".join(_block(str(block), part) for block, part in summary.groupby("block", sort=False))
+    """The summary for people: a table a block, what each block could have shown, and at the end what bold means."""
+    blocks = [_block(str(block), part) for block, part in summary.groupby("block", sort=False)]
+    bold = "Bold: the best accuracy of a table"
+    if summary["best_p_holm"].notna().any():
+        bold += (
+            ", and every accuracy that is not significantly worse (corrected resampled t test against the best row on "
+            f"the same seeds and folds, Holm's correction over the table's rows, {_LEVEL:.0%} level)"
+        )
+    return "\n\n".join([*blocks, f"{bold}."])
 
 
 def _block(block: str, part: pd.DataFrame) -> str:
-    lines = []
-    for row, line in part.iterrows():
-        interval = f"{_cell(line['difference'], '+.4f')} [{_cell(line['low'], '+.4f')}, {_cell(line['high'], '+.4f')}]"
-        lines.append(
-            {
-                "row": row,
-                "rank": _cell(line["rank"], "g"),
-                "accuracy": f"{_cell(line['accuracy'], '.4f')} ± {_cell(line['deviation'], '.4f')}",
-                "balanced": _cell(line["balanced"], ".4f"),
-                f"minus {REFERENCE.get(block)} [95%]": "-" if pd.isna(line["difference"]) else interval,
-                "p (Holm)": "<0.001" if line["p_holm"] < 0.001 else _cell(line["p_holm"], ".3f"),
-                **{name: _cell(line[name], ".3f") for name in ("image", "table")},
-            }
-        )
-    table = pd.DataFrame(lines)
-    table = table.loc[:, [name in ("rank", "accuracy") or (cells != "-").any() for name, cells in table.items()]]
-    sentences = [f"**{block.capitalize()}**", table.to_markdown(index=False, disable_numparse=True)]
-    if part["detectable"].notna().any():
-        sentences.append(
-            f"A true difference of {part['detectable'].median():.3f} from {REFERENCE[block]} would have been found "
-            "with 80% power: the median over these rows, of a single test at the 5% level."
-        )
-    return "\n\n".join(sentences)
+    reference = ROWS[REFERENCE[block]].label.replace("*", r"\*") if block in REFERENCE else ""
+    interval = " [95% interval]" if part["low"].notna().any() else ""
+    leading = part["accuracy"].eq(part["accuracy"].max()) | part["best_p_holm"].ge(_LEVEL)
+    table = pd.DataFrame(
+        {
+            "method": [ROWS[str(row)].label.replace("*", r"\*") for row in part.index],
+            "accuracy": [_accuracy(line, bool(leading[row])) for row, line in part.iterrows()],
+            "balanced accuracy": [_cell(value, ".3f") for value in part["balanced"]],
+            **{f"{name} alone": [_cell(value, ".3f") for value in part[name]] for name in _single(part)},
+            f"minus {reference}{interval}": [_difference(line) for _, line in part.iterrows()],
+            "p (Holm)": ["<0.001" if p < 0.001 else _cell(p, ".3f") for p in part["p_holm"]],
+        }
+    )
+    table = table.loc[:, [name == "accuracy" or (cells != "-").any() for name, cells in table.items()]]
+    written = table.to_markdown(index=False, disable_numparse=True)
+    return "\n\n".join([f"**{block.capitalize()}**", written, _strength(part, reference)])
+
+
+def _single(part: pd.DataFrame) -> list[str]:
+    """The single predictions that differ from the one that the block is judged by."""
+    return [name for name in ("image", "table") if not (part[name].isna() | part[name].eq(part["accuracy"])).all()]
+
+
+def _accuracy(line: pd.Series, leading: bool) -> str:
+    """Mean and deviation, in bold where the row leads."""
+    spread = "" if pd.isna(line["deviation"]) else f"{_SPACE}±{_SPACE}{line['deviation']:.3f}"
+    written = _cell(line["accuracy"], ".3f") + spread
+    return f"**{written}**" if leading else written
+
+
+def _difference(line: pd.Series) -> str:
+    """The difference from the reference with its interval."""
+    interval = "" if pd.isna(line["low"]) else f" [{line['low']:+.3f},{_SPACE}{line['high']:+.3f}]"
+    return _cell(line["difference"], "+.3f") + interval
+
+
+def _strength(part: pd.DataFrame, reference: str) -> str:
+    """How many runs there are, and what they could have shown."""
+    runs = f"Runs of a row: {' to '.join(map(str, dict.fromkeys((part['runs'].min(), part['runs'].max()))))}."
+    if part["detectable"].isna().all():
+        return runs
+    return (
+        f"{runs} A true difference of {part['detectable'].median():.3f} from {reference} would have been found with "
+        f"80% power: the median over these rows, of a single test at the {_LEVEL:.0%} level."
+    )
 
 
 def _cell(value: object, form: str) -> str:

@@ -14,6 +14,7 @@ import pandas as pd
 import runs  # noqa: F401 - makes tabular_image importable
 from jsonargparse import auto_cli
 from output import telling_errors
+from protocol import ROWS
 from sklearn.ensemble import HistGradientBoostingRegressor
 from tabular_image.files import replacing
 from tabular_image.methods import SETTINGS
@@ -33,6 +34,11 @@ SETS: dict[str, dict[str, Any]] = {
 METHODS: dict[str, dict[str, Any]] = {
     **{name: {} for name in ("image", "table", "concatenation", "maximum", "alternating", "gaal")},
     "gaal_joint": {"rule": "none"},
+}
+_NAMES = {name: ROWS[name].label for name in METHODS if name in ROWS} | {
+    **{"gaal": "GAAL", "gaal_joint": "Alternation, joint turn", "boosting on the table": ROWS["boosting-table"].label},
+    **{"macro_f1": "macro F1", "mean_average_precision": "mean average precision", "auroc": "AUROC"},
+    **{"r2": "R²", "rmse": "RMSE", "mae": "MAE", "coverage": "coverage of the 90% interval"},
 }
 
 
@@ -67,18 +73,23 @@ def main(
             if which == "houses":
                 lines.append({"row": "boosting on the table", "fold": fold} | boosting(Options(**given)))
     table = pd.DataFrame(lines)
-    grouped = table.drop(columns="fold").groupby("row", sort=False)
-    mean, deviation = grouped.mean(), grouped.std()
     out.mkdir(parents=True, exist_ok=True)
     with replacing(out / f"{which}.csv") as temporary:
         table.round(6).to_csv(temporary, index=False, lineterminator="\n")
-    if folds > 1:
-        shown = mean.map("{:.3f}".format) + " ± " + deviation.map("{:.3f}".format)
-    else:
-        shown = mean.map("{:.3f}".format)
     with replacing(out / f"{which}.md") as temporary:
-        temporary.write_text(shown.reset_index().to_markdown(index=False) + "\n", encoding="utf-8")
-    print(shown.to_string())
+        temporary.write_text(markdown(table) + "\n", encoding="utf-8")
+    print(markdown(table))
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The lines of all folds for people: a mean a row and measure, and the deviation where there are several folds."""
+    grouped = table.rename(columns=_NAMES).drop(columns="fold").groupby("row", sort=False)
+    shown = grouped.mean().map("{:.3f}".format)
+    if table["fold"].nunique() > 1:
+        shown += " ± " + grouped.std().map("{:.3f}".format)
+    methods = [", ".join(_NAMES.get(part, part) for part in str(row).split(", ")) for row in shown.index]
+    shown.insert(0, "method", methods)
+    return shown.to_markdown(index=False, disable_numparse=True)
 
 
 def figures(method: str, folder: Path) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ import pandas as pd
 import pytest
 import ranks
 import table1
+import tasks
 import torch
 from comparison import compare, corrected_interval, corrected_paired_test, detectable_difference
 from hypothesis import given
@@ -144,16 +145,82 @@ def test_the_balanced_accuracy_is_compared_too():
     assert summary.drop("gaal")["balanced_p_holm"].between(0, 1).all()
 
 
+def cells(text: str) -> list[list[str]]:
+    """The cells of the header and the rows of all tables of a text."""
+    rows = [
+        line
+        for line in text.replace("\N{NO-BREAK SPACE}", " ").splitlines()
+        if line.startswith("|") and not line.startswith("|:")
+    ]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in rows]
+
+
 def test_the_table_for_people_has_intervals_and_what_it_could_have_shown():
-    summary = table1.summarise(full_lines(gaal=[0.900, 0.921, 0.91], mla=[0.80, 0.82, 0.81], lfm=[0.5, 0.6, 0.5]))
+    summary = table1.summarise(full_lines(gaal=[0.900, 0.921, 0.91], ogm_ge=[0.80, 0.82, 0.81], lfm=[0.5, 0.6, 0.5]))
     text = table1.markdown(summary)
-    header, _, first, second, third = [line for line in text.splitlines() if line.startswith("|")]
-    columns = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (header, first, second, third)]
-    assert columns[0] == ["row", "rank", "accuracy", "balanced", "minus gaal [95%]", "p (Holm)"]
-    assert columns[1] == ["gaal", "1", "0.9103 ± 0.0105", "0.8093", "-", "-"]
-    low, high = summary.loc["mla", ["low", "high"]]
-    assert columns[2][4:] == [f"-0.1003 [{low:+.4f}, {high:+.4f}]", "<0.001"]
-    assert f"difference of {summary['detectable'].median():.3f} from gaal would have been found" in text
+    header, first, second, _ = cells(text)
+    assert header == ["method", "accuracy", "balanced accuracy", "minus GAAL (paper) [95% interval]", "p (Holm)"]
+    assert first == ["GAAL (paper)", "**0.910 ± 0.011**", "0.809", "-", "-"]
+    low, high = summary.loc["ogm_ge", ["low", "high"]]
+    assert second == ["OGM-GE", "0.810 ± 0.010", "0.709", f"-0.100 [{low:+.3f}, {high:+.3f}]", "<0.001"]
+    assert "Runs of a row: 3." in text
+    assert f"difference of {summary['detectable'].median():.3f} from GAAL (paper) would have been found" in text
+
+
+def test_rows_that_are_not_significantly_worse_than_the_best_are_bold():
+    close, far = [0.92, 0.90, 0.96, 0.91], [0.70, 0.72, 0.71, 0.73]
+    runs = full_lines(gaal=far, mla=[0.93, 0.92, 0.94, 0.93], lfm=close, ogm_ge=[0.71, 0.71, 0.72, 0.72])
+    summary = table1.summarise(runs)
+    p = {row: corrected_paired_test(np.array(found) - [0.93, 0.92, 0.94, 0.93], 0.25) for row, found in
+         (("lfm", close), ("gaal", far), ("ogm_ge", [0.71, 0.71, 0.72, 0.72]))}  # fmt: skip
+    lowest, middle = sorted((p["gaal"], p["ogm_ge"]))
+    assert summary["best_p_holm"].drop("mla").sort_values().tolist() == pytest.approx(
+        [3 * lowest, max(3 * lowest, 2 * middle), p["lfm"]]
+    )
+    text = table1.markdown(summary)
+    assert [row[0] for row in cells(text) if "**" in row[1]] == ["MLA", "LFM"]
+    assert "Bold: the best accuracy of a table, and every accuracy that is not significantly worse" in text
+
+
+def test_single_runs_have_bold_for_the_best_alone():
+    text = table1.markdown(table1.summarise(full_lines(gaal=[0.9], mla=[0.9], lfm=[0.8])))
+    header, *rows = cells(text)
+    assert header == ["method", "accuracy", "balanced accuracy", "minus GAAL (paper)"]
+    assert [row[1] for row in rows] == ["**0.900**", "**0.900**", "0.800"]
+    assert text.endswith("Bold: the best accuracy of a table.")
+
+
+def test_a_prediction_is_shown_beside_the_accuracy_where_it_differs():
+    runs = full_lines(gaal=[0.9, 0.8], image=[0.7, 0.6], table=[0.5, 0.4], gaal_star=[0.6, 0.7])
+    runs["image"] = runs["fused"] - 0.1 * (runs["row"] == "gaal")
+    runs["table"] = runs["fused"].where(runs["row"] == "table")
+    headers = [row for row in cells(table1.markdown(table1.summarise(runs))) if row[0] == "method"]
+    assert headers == [
+        ["method", "accuracy", "balanced accuracy"],
+        ["method", "accuracy", "balanced accuracy", "image alone"],
+        ["method", "accuracy", "balanced accuracy"],
+    ]
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.rglob("table1-*.md")), ids=lambda path: path.stem)
+def test_a_committed_table_is_made_of_its_details(path: Path):
+    details = pd.read_csv(path.with_suffix(".csv"), index_col="row")
+    assert path.read_text() == table1.markdown(details) + "\n"
+    assert max(map(len, cells(path.read_text()))) <= 7
+
+
+@pytest.mark.parametrize("which", tasks.SETS)
+def test_the_committed_tables_of_other_tasks_are_made_of_their_lines(which: str):
+    folder = RESULTS / "tasks"
+    text = (folder / f"{which}.md").read_text()
+    assert text == tasks.markdown(pd.read_csv(folder / f"{which}.csv")) + "\n"
+    assert {"GAAL, calibrated", "Alternation, joint turn, product", "Maximum (MF)"} <= {row[0] for row in cells(text)}
+
+
+def test_every_row_has_a_name_of_its_own():
+    labels = [row.label for row in ROWS.values()]
+    assert "" not in labels
+    assert len(set(labels)) == len(labels)
 
 
 # Ranks over sets
@@ -387,7 +454,7 @@ def test_the_committed_tables_on_features_are_made_of_the_committed_runs(name: s
         runs = table1.chosen_runs(which, list(committed.index), 20, 3, finished, None)
         summary = table1.summarise(finished.table(runs))
     assert sorted(summary.index) == sorted(committed.index)
-    figures = ["runs", "accuracy", "deviation", "balanced", "difference", "low", "high", "p_holm"]
+    figures = ["runs", "accuracy", "deviation", "balanced", "difference", "low", "high", "p_holm", "best_p_holm"]
     pd.testing.assert_frame_equal(summary.loc[committed.index, figures], committed[figures], atol=1e-6)
 
 
@@ -411,8 +478,7 @@ def test_figures_that_are_not_defined_stay_empty(tmp_path: Path):
         summary = table1.summarise(table)
         assert summary.loc["gaal", "accuracy"] == 0.5
         assert summary.loc["mla", ["runs", "accuracy", "p"]].fillna(-1).tolist() == [0, -1, -1]
-        line = next(line for line in table1.markdown(summary).splitlines() if "| mla" in line)
-        assert [cell.strip() for cell in line.split("|")][2:4] == ["-", "- ± -"]
+        assert ["MLA", "-"] in [row[:2] for row in cells(table1.markdown(summary))]
         assert "nan" not in table1.markdown(summary)
         assert missing.summarise(table)["with_table"].isna().tolist() == [False, True]
     assert ",,," in results.path.read_text().splitlines()[1]
@@ -646,7 +712,7 @@ def test_table1_trains_what_is_missing_and_nothing_twice(small_set: Path, tmp_pa
     table = pd.read_csv(tmp_path / "table1-small.csv", index_col="row")
     assert set(table.index) == {"image", "gaal"}
     assert table["accuracy"].between(0.1, 1).all()
-    assert "gaal" in (tmp_path / "table1-small.md").read_text()
+    assert "GAAL (paper)" in (tmp_path / "table1-small.md").read_text()
     assert "6 runs" not in first.stderr
 
     second = execute("table1.py", small_set, tmp_path, **options)
@@ -676,7 +742,7 @@ def test_classical_rows_stand_in_the_table_and_are_not_repeated(tmp_path: Path, 
     assert table.loc["boosting-stacked", ["image", "table", "without_table"]].notna().all()
     assert table.loc["boosting-stacked", "image"] == table.loc["logistic-image", "accuracy"]
     assert table.loc["boosting-stacked", "table"] == table.loc["boosting-table", "accuracy"]
-    assert "boosting-stacked" in (tmp_path / "table1-mine.md").read_text()
+    assert "Stacked boosting and regression" in (tmp_path / "table1-mine.md").read_text()
     lines_before = (tmp_path / "runs.csv").read_text()
     assert execute("table1.py", mine, tmp_path, **options).returncode == 0
     assert (tmp_path / "runs.csv").read_text() == lines_before
