@@ -24,9 +24,10 @@ def rows(split: str) -> list[dict[str, Tensor]]:
 
 
 class Model(nn.Module):
-    """Encoders and their head behind one forward: DDP reduces, and trainers cast, only what goes through it.
+    """Encoders and their head behind one `forward`.
 
-    It is entered once for features and once for their logits, so that features can serve more than one turn.
+    DDP reduces, and trainers cast, only what goes through `forward`. The model is entered once
+    for features and once for their logits, so that features serve more than one turn.
     """
 
     def __init__(self) -> None:
@@ -41,7 +42,7 @@ class Model(nn.Module):
 
 
 def fresh_features(optimizer: Optimizer, model: Model, batch: dict[str, Tensor]) -> FreshFeatures:
-    """The features of a batch by modality, from a model in whatever shell a trainer has put it."""
+    """The features of a batch by modality, from a model in any trainer's shell."""
     encoders = {modality: partial(model, modality=modality) for modality in MODALITIES}
     return FreshFeatures(optimizer, encoders, dict.fromkeys(MODALITIES, batch))
 
