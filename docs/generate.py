@@ -13,6 +13,7 @@ page is stale.
 import csv
 import re
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,19 @@ _LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".sh": "bash"}
 def file(path: Path) -> str:
     """A file of code, as a block of code."""
     return f"```{_LANGUAGES[path.suffix]}\n{path.read_text(encoding='utf-8').strip()}\n```"
+
+
+def excerpt(path: Path, first: Path, end: Path) -> str:
+    """The lines of a file from one that begins with `first`, before one that begins with `end`; "_" is a space."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    marks = [line.strip().replace(" ", "_") for line in lines]
+    start, stop = (
+        next((number for number, mark in enumerate(marks) if mark.startswith(word.name)), None) for word in (first, end)
+    )
+    if start is None or stop is None or stop <= start:
+        raise ValueError(f"{path} has no lines from {first.name} to {end.name}; correct the comment of the block")
+    code = textwrap.dedent("\n".join(lines[start:stop])).strip()
+    return f"```text\n{code}\n```"
 
 
 def include(path: Path) -> str:
@@ -56,7 +70,7 @@ def overview() -> str:
     return "\n".join(lines)
 
 
-BLOCKS: dict[str, Callable[..., str]] = {"file": file, "include": include, "overview": overview}
+BLOCKS: dict[str, Callable[..., str]] = {"excerpt": excerpt, "file": file, "include": include, "overview": overview}
 
 
 def renewed(page: Path) -> str:

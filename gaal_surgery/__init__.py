@@ -16,7 +16,7 @@ from gaal_surgery.rounds import Turn
 from gaal_surgery.stats import AlignmentStats, ConflictMonitor
 from gaal_surgery.surgery import DualFloor, HalfSpace, Orthogonal
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["AlignmentStats", "CalibratedFusion", "CalibratedGaussianFusion", "CalibratedLabelFusion"]
 __all__ += ["ConflictMonitor", "DualFloor", "FreshFeatures", "GradientAlignedAlternator", "HalfSpace", "Orthogonal"]

@@ -1,45 +1,66 @@
-"""Runs the library's own tests with the lowest versions that it allows, in an environment made for that.
+"""Runs the library's own tests with the lowest versions that it allows, as somebody who downloads a release would.
 
-``python tests/oldest.py FOLDER`` makes the environment in FOLDER. The versions are the lower bounds of the library and
-of its ``plot`` extra in ``pyproject.toml``. What the tests are written with is as new as there is.
+``python tests/oldest.py FOLDER`` builds the source distribution and, from it, the wheel. A new environment in FOLDER
+gets the wheel and the lowest torch, and nothing else: the README's first program runs there. Then the environment gets
+the ``test`` extra, and the unpacked source distribution passes its tests against the installed wheel. The lowest
+versions are the lower bounds of the library and of its ``plot`` extra in ``pyproject.toml``. What the tests are written
+with is as new as there is.
 """
 
+import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import tomllib
 import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TOOLS = "expecttest hypothesis lightning numpy pandas pytest pytest-xdist pytorch_optimizer schedulefree scipy torchjd"
-LEFT_OUT = ("test_docs.py", "test_faults.py")  # of the documentation and of the pipeline
+PROGRAM = r"""
+import pathlib, re
+exec(re.search(r"^```python\n(.*?)^```", pathlib.Path("README.md").read_text("utf-8"), re.DOTALL | re.MULTILINE)[1])
+"""
 
 
-def lowest_versions() -> list[str]:
-    """Requirements of the library and of its ``plot`` extra, pinned to their lower bounds."""
+def lowest_versions() -> tuple[list[str], list[str]]:
+    """Requirements of the library, and of its ``plot`` extra, pinned to their lower bounds."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    bounds = [*project["dependencies"], *project["optional-dependencies"]["plot"]]
-    return [re.sub(r">=([\d.]+)", r"==\1", bound) for bound in bounds]
+    bounds = project["dependencies"], project["optional-dependencies"]["plot"]
+    return tuple([re.sub(r">=([\d.]+)", r"==\1", bound) for bound in some] for some in bounds)
 
 
-def main() -> int:
-    """The exit status of the tests."""
+def main() -> None:
+    """Ends with the exit status of the first command that fails."""
     folder = Path(sys.argv[1])
     venv.create(folder, with_pip=True)
-    python = folder / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+    python = folder.resolve() / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+    # What is imported is what was installed: neither the clone nor the working folder is on any process's path.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"PYTHONSAFEPATH": "1"}
+    library, plot = lowest_versions()
 
-    def run(*arguments: object) -> int:
-        return subprocess.run([python, "-m", *map(str, arguments)], cwd=ROOT, check=False).returncode
+    with tempfile.TemporaryDirectory() as place:
 
-    lowest = lowest_versions()
-    if run("pip", "install", "-q", "--no-compile", *lowest, *TOOLS.split()) or run("pip", "install", "-q", "-e", "."):
-        return 1
-    print("lowest versions:", *lowest, flush=True)
-    tests = [test for test in ROOT.glob("tests/test_*.py") if test.name not in LEFT_OUT]
-    # Warnings are no errors here: old releases warn of what they do themselves.
-    return run("pytest", "-n", 2, "-q", "-W", "default", "--disable-warnings", "-m", "", *tests, "tests/integration")
+        def run(*command: object, cwd: str | Path = place) -> None:
+            status = subprocess.run([*map(str, command)], cwd=cwd, env=environment, check=False).returncode
+            if status:
+                sys.exit(status)
+
+        run(sys.executable, "-m", "build", "-q", "--outdir", place, ROOT)
+        (archive,), (wheel,) = Path(place).glob("*.tar.gz"), Path(place).glob("*.whl")
+        shutil.unpack_archive(archive, place, filter="data")
+        source = Path(place, archive.name.removesuffix(".tar.gz"))
+
+        install = (python, "-m", "pip", "install", "-q", "--no-compile")
+        run(*install, *library, wheel)
+        run(python, "-c", PROGRAM, cwd=source)
+        run(*install, *library, *plot, f"{wheel}[test]")
+        print("lowest versions:", *library, *plot, flush=True)
+        # Warnings are no errors here: old releases warn of what they do themselves.
+        warnings = ("-W", "default", "--disable-warnings")
+        run(python, "-m", "pytest", "-n", 2, "-q", *warnings, "-m", "", cwd=source)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -24,9 +24,11 @@ def rows(split: str) -> list[dict[str, Tensor]]:
 
 
 class Model(nn.Module):
-    """Encoders and their head behind one forward: DDP reduces, and trainers cast, only what goes through it.
+    """Encoders and their head behind one `forward`.
 
-    It is entered once for features and once for their logits, so that features can serve more than one turn.
+    DDP reduces, and trainers cast, only what goes through `forward`. The model is
+    entered once for features and once for their logits, so that features serve
+    several turns.
     """
 
     def __init__(self) -> None:
@@ -37,11 +39,17 @@ class Model(nn.Module):
 
     def forward(self, given: Any, modality: str | None = None) -> Tensor:
         """The features of a modality of a batch, or the logits of features."""
-        return self.head(given) if modality is None else self.encoders[modality](given[modality])
+        if modality is None:
+            return self.head(given)
+        return self.encoders[modality](given[modality])
 
 
-def fresh_features(optimizer: Optimizer, model: Model, batch: dict[str, Tensor]) -> FreshFeatures:
-    """The features of a batch by modality, from a model in whatever shell a trainer has put it."""
+def fresh_features(
+    optimizer: Optimizer,
+    model: Model,
+    batch: dict[str, Tensor],
+) -> FreshFeatures:
+    """The features of a batch by modality, from a model in any trainer's shell."""
     encoders = {modality: partial(model, modality=modality) for modality in MODALITIES}
     return FreshFeatures(optimizer, encoders, dict.fromkeys(MODALITIES, batch))
 

@@ -65,11 +65,13 @@ def main(
         done = int(resume.name.removeprefix("epoch_"))
     for epoch in range(done, epochs):
         loader.set_epoch(epoch)
-        for group in zip(*[iter(loader)] * accumulate, strict=False):  # `accumulate` at a time, incomplete ones dropped
+        # `accumulate` micro-batches at a time; an incomplete group at the end is dropped
+        for group in zip(*[iter(loader)] * accumulate, strict=False):
             labels = torch.cat([inputs["labels"] for inputs in group])
             passes = [fresh_features(alternator, model, inputs) for inputs in group]
             for turn in alternator.turns(*MODALITIES):
-                with accelerator.no_sync(model):  # DDP prepares its reduction in the pass that comes before backward
+                # DDP prepares its reduction in the pass that comes before backward.
+                with accelerator.no_sync(model):
                     own = [features[turn.modality] for features in passes]
                 for inputs, part in zip(group, own, strict=True):
                     with accelerator.accumulate(model):

@@ -28,7 +28,8 @@ class Alternating(L.LightningModule):
     def configure_optimizers(self) -> GradientAlignedAlternator:
         """The wrapper in place of the optimizer."""
         sgd = torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
-        return GradientAlignedAlternator(sgd, shared=self.model.head, rule=HalfSpace(self.margin, relative=True))
+        rule = HalfSpace(self.margin, relative=True)
+        return GradientAlignedAlternator(sgd, shared=self.model.head, rule=rule)
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> None:
         """One round of turns."""

@@ -50,7 +50,8 @@ class AlternatingTrainer(Trainer):
                 losses.append(loss.detach())
             if self.guidance == "fresh":
                 for guide in turn.guides:
-                    self.alternator.guide(guide, torch.cat([features[guide] for features in passes]), labels)
+                    parts = [features[guide] for features in passes]
+                    self.alternator.guide(guide, torch.cat(parts), labels)
             else:
                 self.alternator.guide(turn.modality, torch.cat(own), labels)
             if turn.modality == MODALITIES[-1]:

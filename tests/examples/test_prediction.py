@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
@@ -222,7 +223,7 @@ def test_mistakes_are_sentences(run, pets, tmp_path, capsys):
     torch.save({"weights": {}}, tmp_path / "model.pt")
     assert "it is no model of train.py" in told("--run", tmp_path, *table)
     torch.save(content | {"weights": {}}, tmp_path / "model.pt")
-    assert "it was written with gaal_surgery 0.1.0, torch" in told("--run", tmp_path, *table)
+    assert f"it was written with gaal_surgery {version('gaal_surgery')}, torch" in told("--run", tmp_path, *table)
     assert "nowhere.csv does not exist" in told("--run", run, "--path", tmp_path / "nowhere.csv")
 
 
