@@ -11,11 +11,13 @@ import publish
 import pytest
 import yaml
 from click.testing import CliRunner
+from markdown_it import MarkdownIt
 
 import gaal_surgery
 
 ROOT = Path(__file__).resolve().parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CONFIGURATION = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = CONFIGURATION["project"]
 PYTHONS = [found[1] for line in PROJECT["classifiers"] if (found := re.fullmatch(r".*Python :: (3\.\d+)", line))]
 WORKFLOWS = {path.stem: path for path in (ROOT / ".github" / "workflows").iterdir()}
 FORMS = (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*_*.yml")
@@ -48,6 +50,23 @@ def test_one_version_everywhere():
 def test_files_follow_their_schemas(schema, paths):
     checked = CliRunner().invoke(check_jsonschema.main, ["--builtin-schema", schema, *map(str, paths)])
     assert checked.exit_code == 0, checked.output
+
+
+def test_a_package_index_shows_the_readme_with_links_that_lead_there():
+    hook = CONFIGURATION["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    readme = (ROOT / "README.md").read_text()
+    for change in hook["substitutions"]:
+        readme = re.sub(change["pattern"], change["replacement"], readme)
+    links = [
+        child.attrGet("href") or child.attrGet("src")
+        for token in MarkdownIt("gfm-like", {"linkify": False}).parse(readme)
+        for child in token.children or ()
+        if child.type in ("image", "link_open")
+    ]
+    ours = [link for link in links if "gaal-surgery" in link]
+    assert len(ours) > 10
+    assert not [link for link in links if not link.startswith("https://")]
+    assert not [link for link in ours if not (ROOT / re.split(r"/main/|#", link)[1]).is_file()]
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS.values(), ids=WORKFLOWS)
