@@ -2,6 +2,7 @@
 
 `python tests/test_notebooks.py` runs them all and stores their outputs; names of notebooks after it run these alone.
 Words have to be those that are stored. Numbers may differ a little, as other versions of torch add in another order.
+A cell with the tag "varies" has to run, and may print what it likes, such as seconds.
 """
 
 import asyncio
@@ -26,16 +27,16 @@ def executed(path: Path, folder: str | Path) -> NotebookNode:
     notebook = nbformat.read(path, as_version=4)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "IPYTHONDIR": str(folder)}
     client = NotebookClient(
-        notebook, timeout=300, record_timing=False, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+        notebook, timeout=600, record_timing=False, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     )
     asyncio.run(client.async_execute(env=environment))
     return notebook
 
 
 def printed(notebook: NotebookNode) -> Iterator[str]:
-    """What each cell prints or shows as text; pictures are left out."""
+    """What each cell prints or shows as text; pictures, and cells that vary, are left out."""
     for cell in notebook.cells:
-        outputs = cell.get("outputs", ())
+        outputs = [] if "varies" in cell.metadata.get("tags", ()) else cell.get("outputs", [])
         streams = [output.text for output in outputs if output.output_type == "stream"]
         shown = [output.data.get("text/plain", "") for output in outputs if output.output_type == "execute_result"]
         yield "".join(streams + shown)
@@ -47,7 +48,7 @@ def test_a_notebook_runs_and_prints_what_is_stored(path, tmp_path):
     for stored, now in zip(printed(nbformat.read(path, as_version=4)), printed(executed(path, tmp_path)), strict=True):
         assert _NUMBER.sub("#", now).split() == _NUMBER.sub("#", stored).split(), now
         numbers = [[float(number) for number in _NUMBER.findall(text)] for text in (now, stored)]
-        assert numbers[0] == pytest.approx(numbers[1], rel=0.1, abs=0.05), now
+        assert numbers[0] == pytest.approx(numbers[1], rel=0.1, abs=0.08), now
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
