@@ -27,7 +27,12 @@ def executed(path: Path, folder: str | Path) -> NotebookNode:
     notebook = nbformat.read(path, as_version=4)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "IPYTHONDIR": str(folder)}
     client = NotebookClient(
-        notebook, timeout=600, record_timing=False, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        record_timing=False,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(folder)}},
     )
     asyncio.run(client.async_execute(env=environment))
     return notebook
