@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = "expecttest hypothesis lightning numpy pandas pytest pytest-xdist pytorch_optimizer schedulefree scipy torchjd"
-LEFT_OUT = ("test_docs.py", "test_faults.py")  # of the documentation and of the pipeline
+LEFT_OUT = ("test_docs.py", "test_faults.py", "test_notebooks.py", "test_pages.py")  # of documentation and pipeline
 
 
 def lowest_versions() -> list[str]:
