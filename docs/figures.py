@@ -12,13 +12,11 @@ import torch
 mpl.use("Agg")
 torch.set_num_threads(1)
 docs = Path(__file__).parent
+page = (docs / "tutorial.md").read_text(encoding="utf-8")
 namespace: dict = {}
-for code in re.findall(r"^```\{testcode\}\n(.*?)^```", (docs / "tutorial.md").read_text(), re.DOTALL | re.MULTILINE):
+for code in re.findall(r"^```python\n(?!>>>)(.*?)^```", page, re.DOTALL | re.MULTILINE):
     exec(code, namespace)
 namespace["ax"].figure.savefig(docs / "_static" / "conflict.png", dpi=110)
-for name in ("joint", "alternating", "gaal"):
-    print(name, {key: round(value, 3) for key, value in namespace[name].items()})
 for row in namespace["monitor"].summary():
     print(row)
-for mode in ("gradient", "update"):
-    print(mode, namespace["harmful_steps"](mode))
+print("applied updates that hurt their guide:", namespace["harmful"])
