@@ -206,8 +206,8 @@ class TestConflictMonitor:
         assert not any("hurt_before" in row or "hurt_after" in row for row in others)
         axes = monitor.plot(Figure().add_subplot())
         labels = [text.get_text() for text in axes.get_legend().get_texts()]
-        assert labels[0] == "table's turn, guide image: 75% in conflict, hurt samples 50%, after surgery 25%"
-        assert labels[1] == "guide image: 0% in conflict"
+        assert labels[0] == "table's turn, guide image: 75% of steps in conflict, hurt samples 50%, after surgery 25%"
+        assert labels[1] == "guide image: 0% of steps in conflict"
 
     def test_a_checkpoint_from_before_hurt_samples_were_measured_goes_on(self, monitor):
         resumed = ConflictMonitor()
