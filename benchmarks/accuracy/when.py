@@ -147,9 +147,10 @@ def draw(summary: pd.DataFrame) -> Figure:
         line = part.sort_values("conflict")
         spread: Sequence[pd.Series] = [100 * (line["gain"] - line["low"]), 100 * (line["high"] - line["gain"])]
         axes.errorbar(100 * line["conflict"], 100 * line["gain"], yerr=spread, fmt="o-", capsize=3, label=str(dial))
-        usual, height = str(getattr(Setting(), str(dial))), -12 if dial == "rate" else 6  # others' labels lie above
+        usual = str(getattr(Setting(), str(dial)))
         for _, point in line[line["value"].astype(str) != usual].iterrows():
             place = (100 * point["conflict"], 100 * point["gain"])
+            height = -12 if dial == "rate" and point["gain"] < 0 else 6  # the labels of other dials lie above
             axes.annotate(
                 f"{dial} {point['value']}",
                 place,
