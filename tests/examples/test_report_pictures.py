@@ -51,9 +51,9 @@ def test_few_epochs_are_shown_as_points(epochs, points):
 
 
 def test_pictures_are_light_whatever_the_settings_of_the_user():
-    with mpl.rc_context({"figure.facecolor": "black", "text.color": "white"}):
+    with mpl.rc_context({"figure.facecolor": "black", "axes.labelcolor": "white"}):
         with styled():
             figure = confusion_picture(torch.arange(31), torch.arange(31), names(31))
-        assert mpl.rcParams["text.color"] == "white"
+        assert mpl.rcParams["axes.labelcolor"] == "white"
     assert figure.get_facecolor() == (1, 1, 1, 1)
     assert figure.axes[0].xaxis.label.get_color() == "black"
