@@ -52,7 +52,7 @@ def draw(table: pd.DataFrame, title: str) -> Figure:
                     ((series["part"] + 0.5) / _BINS).tolist(),
                     series["cosine_before"].tolist(),
                 )
-                for modality, series in part.groupby("modality", sort=False)
+                for modality, series in part.groupby("modality")  # the image first, in the image's colour
             },
         )
         axes.set(title=row, ylabel="mean cosine")

@@ -28,7 +28,7 @@ from .files import writing
 from .methods.base import Method
 from .metrics import defined
 from .options import Options
-from .style import BLUE, COLOURS, WIDTH, marker, styled
+from .style import BLUE, COLOURS, PURPLE, WIDTH, marker, styled
 from .tasks import Task
 
 _LONGEST = 30  # characters of a class name in a picture
@@ -316,7 +316,9 @@ def words(figure: str) -> str:
 def conflict_picture(monitor: ConflictMonitor) -> Figure:
     """The cosine between the gradients over training."""
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
-    monitor.plot(figure.subplots())
+    axes = figure.subplots()
+    axes.set_prop_cycle(color=[COLOURS.get(row["modality"], PURPLE) for row in monitor.summary()])
+    monitor.plot(axes)
     return figure
 
 

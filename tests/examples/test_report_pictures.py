@@ -4,8 +4,10 @@ import matplotlib as mpl
 import pandas as pd
 import pytest
 import torch
-from tabular_image.report import confusion_picture, curves
-from tabular_image.style import styled
+from tabular_image.report import conflict_picture, confusion_picture, curves
+from tabular_image.style import COLOURS, styled
+
+from gaal_surgery import AlignmentStats, ConflictMonitor
 
 
 def names(count):
@@ -48,6 +50,14 @@ def test_few_epochs_are_shown_as_points(epochs, points):
     history[["train_loss_image", "val_accuracy_image"]] = 0.25
     loss, measure = curves(history, "accuracy").axes
     assert {line.get_marker() for line in (*loss.lines, *measure.lines[:-1])} == {points}
+
+
+def test_a_turn_has_the_colour_of_its_modality_in_the_picture_of_conflicts():
+    monitor, opposed = ConflictMonitor(), torch.tensor([[1.0, -1.0], [-1.0, 4.0]])
+    for modality in ("table", "image"):
+        monitor.update(AlignmentStats(modality, ("other",), opposed, torch.tensor([1.0, 0.0])))
+    (axes,) = conflict_picture(monitor).axes
+    assert [line.get_color() for line in axes.lines[:2]] == [COLOURS["table"], COLOURS["image"]]
 
 
 def test_pictures_are_light_whatever_the_settings_of_the_user():
