@@ -1,6 +1,6 @@
 """What surgery met and did: the statistics of one step, and their history over training."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _MEASURED = ("cosine_before", "cosine_after", "coefficient", "guide_norm", "intervened", "ignored")
 _COLUMNS = ("step", "modality", "guide", "gradient_norm", *_MEASURED)
 _HURT = ("hurt_before", "hurt_after")  # where they were measured
+_LEGEND_LINE = 14  # points of height for each entry of a legend
 
 
 def _by_guide(doc: str, measure: Callable[[Tensor, Tensor], Tensor]) -> Any:
@@ -150,8 +151,9 @@ class ConflictMonitor:
     def plot(self, ax: "Axes | None" = None, *, smooth: int | None = None) -> "Axes":
         """Draw the cosine before surgery over the steps, by turn and guide, as in the paper's Figure 1(a).
 
-        The legend holds the share of steps in conflict and, where it was measured, the mean share of samples that a
-        step hurts before and after surgery.
+        Points are single steps, and lines are their running means. The axis spans the cosines and 0. The legend holds
+        the share of steps in conflict and, where it was measured, the mean share of samples that a step hurts before
+        and after surgery.
 
         Args:
             ax: where to draw; None makes a new figure.
@@ -173,19 +175,16 @@ class ConflictMonitor:
             raise ValueError("nothing to plot: call update(optimizer.stats) after steps that had a guide")
         if ax is None:
             _, ax = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
-        for (modality, guide), series in groups.items():
-            steps = torch.tensor([row["step"] for row in series])
-            cosines = torch.tensor([row["cosine_before"] for row in series])
-            window = min(len(series), smooth or max(1, len(series) // 50))
+        series = {}
+        for (modality, guide), rows in groups.items():
+            cosines = [row["cosine_before"] for row in rows]
             turn = f"{modality}'s turn, " if modality is not None else ""
-            label = f"{turn}guide {guide}: {fmean((cosines < 0).tolist()):.0%} in conflict"
-            if hurt := _mean_hurt(series):
+            label = f"{turn}guide {guide}: {fmean(cosine < 0 for cosine in cosines):.0%} of steps in conflict"
+            if hurt := _mean_hurt(rows):
                 label += ", hurt samples {hurt_before:.0%}, after surgery {hurt_after:.0%}".format_map(hurt)
-            (line,) = ax.plot(steps[window - 1 :], cosines.unfold(0, window, 1).mean(dim=1), label=label)
-            ax.scatter(steps, cosines, s=3, alpha=0.25, color=line.get_color(), linewidths=0)
-        ax.axhline(0, color="black", linewidth=0.8)
-        ax.set(xlabel="step", ylabel="cosine before surgery", ylim=(-1.05, 1.05))
-        ax.legend(loc="lower right", fontsize="small")
+            series[label] = ([row["step"] for row in rows], cosines)
+        plot_cosines(ax, series, smooth)
+        ax.set(xlabel="step", ylabel="cosine before surgery")
         return ax
 
     def state_dict(self) -> dict[str, Any]:
@@ -215,6 +214,32 @@ class ConflictMonitor:
                 self._rows.append({k: x.item() if isinstance(x, Tensor) else x for k, x in row.items()})
         self._unread.clear()
         return self._rows
+
+
+def plot_cosines(
+    ax: "Axes", series: Mapping[str, tuple[Sequence[float], Sequence[float]]], smooth: int | None = None
+) -> None:
+    """Draw cosines over a training as every picture of conflicts shows them: points, running means and a line at 0.
+
+    The vertical axis spans the data and 0, with room for the legend above them.
+
+    Args:
+        ax: where to draw.
+        series: by entry of the legend, the places along the training and the cosines there, N of each.
+        smooth: cosines in the running mean, drawn at the last of them; None takes a fiftieth of the series.
+    """
+    for label, (places, values) in series.items():
+        cosines = torch.tensor(values)
+        window = min(len(cosines), smooth or max(1, len(cosines) // 50))
+        (line,) = ax.plot(places[window - 1 :], cosines.unfold(0, window, 1).mean(dim=1), label=label)
+        size = min(16, max(4, 4000 / len(cosines)))  # points stay visible where they are few, and apart where many
+        ax.scatter(places, cosines, s=size, alpha=0.35, color=line.get_color(), linewidths=0)
+    ax.axhline(0, color="black", linewidth=0.8)
+    height = 72 * ax.get_window_extent().height / ax.figure.dpi
+    room = min(0.5, _LEGEND_LINE * (len(series) + 0.5) / height)
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high + room / (1 - room) * (high - low))
+    ax.legend(loc="upper left", fontsize="small", frameon=False)
 
 
 def _mean_hurt(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from strategies import problems
 
 from gaal_surgery import AlignmentStats, ConflictMonitor, HalfSpace, Orthogonal, gramian
 from gaal_surgery.projection import weigh
+from gaal_surgery.stats import plot_cosines
 
 NAMES = ("image", "table", "audio", "text", "video")
 MAPPINGS = ("cosine_before", "cosine_after", "coefficient", "guide_norm", "intervened", "ignored")
@@ -205,8 +206,8 @@ class TestConflictMonitor:
         assert not any("hurt_before" in row or "hurt_after" in row for row in others)
         axes = monitor.plot(Figure().add_subplot())
         labels = [text.get_text() for text in axes.get_legend().get_texts()]
-        assert labels[0] == "table's turn, guide image: 75% in conflict, hurt samples 50%, after surgery 25%"
-        assert labels[1] == "guide image: 0% in conflict"
+        assert labels[0] == "table's turn, guide image: 75% of steps in conflict, hurt samples 50%, after surgery 25%"
+        assert labels[1] == "guide image: 0% of steps in conflict"
 
     def test_a_checkpoint_from_before_hurt_samples_were_measured_goes_on(self, monitor):
         resumed = ConflictMonitor()
@@ -224,9 +225,9 @@ class TestConflictMonitor:
         axes = monitor.plot()
         labels = [text.get_text() for text in axes.get_legend().get_texts()]
         assert labels == [
-            "table's turn, guide image: 50% in conflict",
-            "guide image: 0% in conflict",
-            "guide table: 0% in conflict",
+            "table's turn, guide image: 50% of steps in conflict",
+            "guide image: 0% of steps in conflict",
+            "guide table: 0% of steps in conflict",
         ]
         points = axes.collections[0].get_offsets()
         np.testing.assert_allclose(points, [[0, -0.6], [3, 0]], atol=1e-12)
@@ -241,6 +242,14 @@ class TestConflictMonitor:
         axes = figure.add_subplot()
         assert monitor.plot(axes, smooth=smooth) is axes
         np.testing.assert_allclose(axes.lines[0].get_xydata(), list(zip(steps, drawn, strict=True)), atol=1e-12)
+
+    def test_the_plot_spans_the_cosines_and_zero_with_room_for_the_legend(self):
+        axes = Figure(figsize=(6, 3)).add_subplot()
+        plot_cosines(axes, {"one": ([0, 1], [0.02, 0.05]), "two": ([0, 1], [0.03, 0.04])})
+        low, high = axes.get_ylim()
+        assert -0.01 < low < 0
+        assert 0.06 < high < 0.08
+        assert [0, 0] in [list(line.get_ydata()) for line in axes.lines]
 
     def test_plotting_nothing_says_what_to_do(self):
         with pytest.raises(ValueError, match=r"nothing to plot: call update\(optimizer.stats\)"):

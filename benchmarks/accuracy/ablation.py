@@ -11,6 +11,7 @@ from comparison import compare
 from matplotlib.figure import Figure
 from protocol import Row
 from study import Study, command
+from tabular_image.style import WIDTH, styled
 
 _HALF = {"image_fraction": 0.5, "table_fraction": 0.5}
 VARIANTS = {
@@ -27,7 +28,7 @@ def main(study: Study) -> None:
     for set_name, _, runs in study.completed(VARIANTS):
         table = summarise(runs)
         print(f"\n{set_name}, differences from alternating\n{table.to_string(index=False)}")
-        study.write(table, _draw(table, set_name), f"ablation-{set_name}")
+        study.write(table, draw(table, set_name), f"ablation-{set_name}")
 
 
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:
@@ -40,15 +41,16 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _draw(table: pd.DataFrame, title: str) -> Figure:
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
+@styled()
+def draw(table: pd.DataFrame, title: str) -> Figure:
+    """A panel for each prediction, a point for each variant."""
+    figure = Figure(figsize=(WIDTH, 2.4), layout="constrained")
     for axes, (prediction, part) in zip(
         figure.subplots(1, len(PREDICTIONS)), table.groupby("prediction", sort=False), strict=True
     ):
         axes.errorbar(part["accuracy"], part["row"], xerr=part["deviation"], fmt="o", color="black", capsize=3)
         axes.set(title=prediction, xlabel="test accuracy")
-        axes.invert_yaxis()
-        axes.grid(alpha=0.3)
+        axes.set_ylim(len(part) - 0.6, -0.4)
         axes.tick_params(axis="y", labelleft=prediction == PREDICTIONS[0])
     figure.suptitle(f"{title}, mean ± deviation over seeds")
     return figure

@@ -13,6 +13,9 @@ from matplotlib.figure import Figure
 from protocol import Row
 from runs import histories
 from study import Study, command
+from tabular_image.style import WIDTH, styled
+
+from gaal_surgery.stats import plot_cosines
 
 VARIANTS = {
     "joint": Row("concatenation", settings={"measure_conflict": True}),
@@ -33,25 +36,27 @@ def main(study: Study) -> None:
         shares = steps.groupby(["row", "modality"], sort=False)[figures].mean()
         print(f"\n{set_name}: share of steps in conflict, mean cosine\n{shares.round(4).to_string()}")
         table = steps.groupby(["row", "modality", "part"], sort=False)[figures].mean().reset_index()
-        study.write(table, _draw(table, set_name), f"conflict-{set_name}")
+        study.write(table, draw(table, set_name), f"conflict-{set_name}")
 
 
-def _draw(table: pd.DataFrame, title: str) -> Figure:
-    figure = Figure(figsize=(11, 5.5), layout="constrained")
-    grid = figure.subplots(2, len(VARIANTS), sharex=True, sharey="row")
-    for (upper, lower), (row, part) in zip(grid.T, table.groupby("row", sort=False), strict=True):
-        for modality, series in part.groupby("modality", sort=False):
-            progress = (series["part"] + 0.5) / _BINS
-            upper.plot(progress, series["cosine_before"], label=f"{modality}")
-            lower.plot(progress, series["conflict"], label=f"{modality}")
-        upper.axhline(0, color="black", linewidth=0.8)
-        upper.set(title=row)
-        lower.set(xlabel="share of the training")
-        for axes in (upper, lower):
-            axes.grid(alpha=0.3)
-    grid[0, 0].set(ylabel="mean cosine")
-    grid[1, 0].set(ylabel="share of steps in conflict", ylim=(-0.03, 1.03))
-    grid[0, -1].legend(title="turn or encoder", frameon=False)
+@styled()
+def draw(table: pd.DataFrame, title: str) -> Figure:
+    """A panel for each variant; a point is the mean over a part of the training."""
+    figure = Figure(figsize=(WIDTH, 6.4), layout="constrained")
+    panels = figure.subplots(len(VARIANTS), sharex=True)
+    for axes, (row, part) in zip(panels, table.groupby("row", sort=False), strict=True):
+        plot_cosines(
+            axes,
+            {
+                f"{modality}: {series['conflict'].mean():.0%} of steps in conflict": (
+                    ((series["part"] + 0.5) / _BINS).tolist(),
+                    series["cosine_before"].tolist(),
+                )
+                for modality, series in part.groupby("modality")  # the image first, in the image's colour
+            },
+        )
+        axes.set(title=row, ylabel="mean cosine")
+    axes.set_xlabel("share of the training")
     figure.suptitle(title)
     return figure
 

@@ -7,8 +7,9 @@ from matplotlib.figure import Figure
 from protocol import Row
 from runs import histories
 from study import Study, command
+from tabular_image.style import BLUE, GREEN, VERMILLION, WIDTH, marker, styled
 
-COLOURS = {"gaal": "tab:green", "alternating": "tab:blue", "concatenation": "tab:red"}
+COLOURS = {"gaal": GREEN, "alternating": BLUE, "concatenation": VERMILLION}
 CURVES = {
     "train_loss_image": "training loss, image",
     "train_loss_table": "training loss, table",
@@ -23,20 +24,21 @@ def main(study: Study) -> None:
         table = curves.mean().join(curves.std().add_suffix("_deviation")).reset_index()
         last = table.groupby("row", sort=False).tail(1)
         print(f"\n{set_name}, after the last epoch\n{last.to_string(index=False)}")
-        study.write(table, _draw(table, set_name), f"convergence-{set_name}")
+        study.write(table, draw(table, set_name), f"convergence-{set_name}")
 
 
-def _draw(table: pd.DataFrame, title: str) -> Figure:
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
+@styled()
+def draw(table: pd.DataFrame, title: str) -> Figure:
+    """A panel for each curve, a line for each method."""
+    figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
     for axes, (column, label) in zip(figure.subplots(1, len(CURVES)), CURVES.items(), strict=True):
         for row, part in table.groupby("row", sort=False):
             mean, deviation = part[column], part[f"{column}_deviation"].fillna(0)
-            axes.plot(part["epoch"], mean, color=COLOURS[row], label=row)
+            axes.plot(part["epoch"], mean, color=COLOURS[row], marker=marker(len(part)), markersize=2.5, label=row)
             axes.fill_between(part["epoch"], mean - deviation, mean + deviation, color=COLOURS[row], alpha=0.15)
         axes.set(xlabel="epoch", ylabel=label, yscale="log" if "loss" in column else "linear")
-        axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(frameon=False)
+    axes.legend()
     figure.suptitle(f"{title}, mean and deviation over seeds")
     return figure
 

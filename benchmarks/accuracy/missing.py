@@ -19,6 +19,7 @@ from protocol import RECIPES, ROWS, known_rows
 from runs import Machine, complete
 from sets import begun, home
 from table1 import chosen_runs
+from tabular_image.style import BLUE, VERMILLION, WIDTH, styled
 
 
 def main(
@@ -54,7 +55,7 @@ def main(
                 print(f"{which.name}: no run on these data is finished")
                 continue
             print(f"\n{which.name}\n{table.to_string(index=False)}")
-            write(table, _draw(table, which.name), Path(out or home(sets)) / f"missing-{which.name}")
+            write(table, draw(table, which.name), Path(out or home(sets)) / f"missing-{which.name}")
 
 
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:
@@ -73,22 +74,23 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _draw(table: pd.DataFrame, title: str) -> Figure:
-    figure = Figure(figsize=(7, 1.2 + 0.3 * len(table)), layout="constrained")
+@styled()
+def draw(table: pd.DataFrame, title: str) -> Figure:
+    """A line for each method: its prediction with and without the table, and its image prediction."""
+    figure = Figure(figsize=(WIDTH, 1.4 + 0.2 * len(table)), layout="constrained")
     axes = figure.subplots()
     for column, marker, colour, label in (
         ("with_table", "o", "black", "its prediction, with the table"),
-        ("without_table", "x", "tab:red", "the same, table absent"),
-        ("image", "s", "tab:blue", "its image prediction"),
+        ("without_table", "x", VERMILLION, "the same, table absent"),
+        ("image", "s", BLUE, "its image prediction"),
     ):
-        axes.plot(table[column], table["row"], marker, color=colour, label=label, fillstyle="none")
+        axes.plot(table[column], table["row"], marker, color=colour, label=label, fillstyle="none", markersize=6)
     alone = table.loc[table["row"] == "image", "image"]
     if len(alone):
-        axes.axvline(alone.item(), color="tab:blue", linewidth=0.8, linestyle="--", label="image trained alone")
+        axes.axvline(alone.item(), color=BLUE, linewidth=0.8, linestyle="--", label="image trained alone")
     axes.set(xlabel="test accuracy, mean over runs", title=title)
     axes.invert_yaxis()
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 

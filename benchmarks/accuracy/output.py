@@ -12,6 +12,7 @@ import runs  # noqa: F401 - makes tabular_image importable
 from matplotlib.figure import Figure
 from tabular_image.errors import InputError
 from tabular_image.files import replacing
+from tabular_image.style import DPI
 
 
 @contextmanager
@@ -26,12 +27,17 @@ def telling_errors() -> Iterator[None]:
         raise SystemExit(130) from None
 
 
-def write(table: pd.DataFrame, figure: Figure | None, path: Path, dpi: int = 120) -> None:
-    """Writes `path`.csv, and `path`.png of `dpi` dots an inch where there is a figure."""
+def write(table: pd.DataFrame, figure: Figure | None, path: Path) -> None:
+    """Writes `path`.csv, and `path`.png where there is a figure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path.with_suffix(".csv")) as temporary:
         table.round(6).to_csv(temporary, index=False, lineterminator="\n")
     if figure is not None:
-        with replacing(path.with_suffix(".png")) as temporary:
-            figure.savefig(temporary, dpi=dpi)
+        save(figure, path.with_suffix(".png"))
     print(f"written: {path.with_suffix('.csv')}" + (f" and {path.with_suffix('.png')}" if figure is not None else ""))
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a picture."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=DPI)

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from output import telling_errors, write
 from scipy import stats
 from sets import home
+from tabular_image.style import VERMILLION, WIDTH, styled
 
 MEASURES = {"accuracy": "accuracy", "balanced": "balanced accuracy"}
 
@@ -53,7 +54,7 @@ def main(
             f"\n{MEASURES[measure]}: Friedman's chi squared {first['friedman']:.2f}, p {first['p']:.3g}; critical "
             f"difference {first['critical_difference']:.2f}\n{part[['row', 'rank', *names]].to_string(index=False)}"
         )
-    write(ranked, _draw(ranked, names), Path(out or folder) / "ranks", dpi=150)
+    write(ranked, _draw(ranked, names), Path(out or folder) / "ranks")
 
 
 def ranks(summaries: dict[str, pd.DataFrame], rows: Sequence[str] | None = None, level: float = 0.05) -> pd.DataFrame:
@@ -120,16 +121,17 @@ def _fused(path: Path) -> pd.DataFrame:
     return table[table["block"] == "fused"]
 
 
+@styled()
 def _draw(ranked: pd.DataFrame, sets: Sequence[str]) -> Figure:
     """A diagram of critical differences for each measure (Demsar, figure 1)."""
     half = -(-ranked["row"].nunique() // 2)
-    figure = Figure(figsize=(8, 2 * (1.3 + 0.26 * half)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 2 * (1.3 + 0.22 * half)), layout="constrained")
     panels = figure.subplots(len(MEASURES))
     for axes, (measure, part) in zip(panels, ranked.groupby("measure", sort=False), strict=True):
         _diagram(axes, part)
         axes.set_title(f"mean rank in {MEASURES[measure]}, Friedman's p {part['p'].iloc[0]:.2g}", fontsize="medium")
     title = f"{', '.join(sets)}; a bar joins rows that are no further apart"
-    figure.suptitle(textwrap.fill(title, 90), fontsize="medium")
+    figure.suptitle(textwrap.fill(title, 70), fontsize="medium")
     return figure
 
 
@@ -153,7 +155,7 @@ def _diagram(axes: Axes, part: pd.DataFrame) -> None:
         height = -0.35 * (number + 1)
         axes.plot(
             [mean_ranks[first] - 0.06, mean_ranks[last] + 0.06], [height, height],
-            color="tab:red", linewidth=3, solid_capstyle="butt", clip_on=False,
+            color=VERMILLION, linewidth=3, solid_capstyle="butt", clip_on=False,
         )  # fmt: skip
     for place, (row, rank) in enumerate(zip(part["row"], mean_ranks, strict=True)):
         left = place < half

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from protocol import Row
 from study import Study, command
+from tabular_image.style import COLOURS, WIDTH, styled
 
 FRACTIONS = (0.1, 0.25, 0.5, 0.75, 1.0)
 MARGINS = (-0.01, 0.0, 0.001, 0.01, 0.1)
@@ -19,7 +20,7 @@ SWEEPS: dict[str, dict[float, dict[str, float | bool]]] = {
     "margin": {value: {"margin": value} for value in MARGINS},
     "margin, relative (cosine)": {value: {"margin": value, "relative": True} for value in COSINES},
 }
-PREDICTIONS = {"fused": "black", "image": "tab:blue", "table": "tab:orange"}
+PREDICTIONS = ("fused", "image", "table")
 
 
 def main(study: Study) -> None:
@@ -33,20 +34,20 @@ def main(study: Study) -> None:
         table.insert(0, "value", [points[name][1] for name in table.index])
         table.insert(0, "sweep", [points[name][0] for name in table.index])
         print(f"\n{set_name}\n{table.to_string(index=False)}")
-        study.write(table, _draw(table, set_name), f"sensitivity-{set_name}")
+        study.write(table, draw(table, set_name), f"sensitivity-{set_name}")
 
 
-def _draw(table: pd.DataFrame, title: str) -> Figure:
-    figure = Figure(figsize=(10, 6.5), layout="constrained")
+@styled()
+def draw(table: pd.DataFrame, title: str) -> Figure:
+    """A panel for each sweep, a line for each prediction."""
+    figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
     for axes, (sweep, part) in zip(figure.subplots(2, 2).flat, table.groupby("sweep", sort=False), strict=True):
-        for name, colour in PREDICTIONS.items():
+        for name in PREDICTIONS:
             # Values are placed one step apart: margins spread over decades.
-            axes.errorbar(
-                range(len(part)), part[name], part[f"{name}_deviation"], color=colour, marker="o", capsize=3, label=name
-            )
+            spread = part[f"{name}_deviation"]
+            axes.errorbar(range(len(part)), part[name], spread, color=COLOURS[name], marker="o", capsize=3, label=name)
         axes.set(xlabel=sweep, ylabel="test accuracy", xticks=range(len(part)), xticklabels=part["value"])
-        axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.suptitle(f"{title}, mean ± deviation over seeds")
     return figure
 

@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 from output import telling_errors, write
 from scipy import stats
 from sets import RESULTS
+from tabular_image.style import WIDTH, styled
 from torch import nn
 
 from gaal_surgery import ConflictMonitor, FreshFeatures, GradientAlignedAlternator, HalfSpace, fuse_logits
@@ -137,22 +138,30 @@ def main(seeds: PositiveInt = 20, jobs: PositiveInt = 2, out: str | None = None)
     write(summary, draw(summary), Path(out or RESULTS) / "when")
 
 
+@styled()
 def draw(summary: pd.DataFrame) -> Figure:
     """Gain over conflict, one colour a dial, each point with its value; all dials meet in the usual setting."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
     axes = figure.subplots()
     for dial, part in summary.groupby("dial", sort=False):
         line = part.sort_values("conflict")
         spread: Sequence[pd.Series] = [100 * (line["gain"] - line["low"]), 100 * (line["high"] - line["gain"])]
         axes.errorbar(100 * line["conflict"], 100 * line["gain"], yerr=spread, fmt="o-", capsize=3, label=str(dial))
-        for _, point in line[line["value"] != getattr(Setting(), str(dial))].iterrows():
+        usual = str(getattr(Setting(), str(dial)))
+        for _, point in line[line["value"].astype(str) != usual].iterrows():
             place = (100 * point["conflict"], 100 * point["gain"])
-            axes.annotate(f"{dial} {point['value']}", place, xytext=(5, 6), textcoords="offset points", fontsize=8)
+            height = -12 if dial == "rate" and point["gain"] < 0 else 6  # the labels of other dials lie above
+            axes.annotate(
+                f"{dial} {point['value']}",
+                place,
+                xytext=(5, height),
+                textcoords="offset points",
+                fontsize=8,
+            )
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(xlabel="steps of alternation in conflict (%)", ylabel="gain of GAAL over alternation (points of accuracy)")
     axes.set_ylim(-0.6, 0.6)  # one unstable learning rate has an interval of two points to either side
-    axes.grid(alpha=0.3)
-    axes.legend(title="dial", frameon=False)
+    axes.legend(title="dial")
     return figure
 
 

@@ -15,6 +15,7 @@ import timing
 import torch
 import torch.nn.functional as F
 from jsonargparse import auto_cli
+from matplotlib.figure import Figure
 from timing import RESULTS, Work
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ from gaal_surgery import guide_gradient, per_sample_gradients
 
 CHUNK = 16  # samples that the chunked vmap differentiates at a time
 MAX_NORM = 1.0
+_SAMPLES = "samples that guide"
 
 
 def closed_form(head: nn.Linear, features: Tensor, target: Tensor, max_norm: float | None = None) -> list[Tensor]:
@@ -96,6 +98,12 @@ def measure(
     return table
 
 
+def draw(table: pd.DataFrame) -> Figure:
+    """A panel for each head."""
+    titled = table.assign(title=table["head"] + ", baseline: " + table["baseline"])
+    return timing.dots(titled.rename(columns={"k": _SAMPLES}), _SAMPLES, "title", "/ baseline", "ratio")
+
+
 def main(
     heads: list[str] = ["512x10", "2048x286", "4096x1000", "4096x50000"],  # noqa: B006 - read only
     ks: list[int] = [32, 128, 256],  # noqa: B006
@@ -136,9 +144,7 @@ def main(
                 table = measure(head.to(where), k, width, classes, rates, per_sample_gib, repeats)
                 tables.append(table.assign(head=label, k=k, copy_gb_s=rates[0] / 1e9, gflop_s=rates[1] / 1e9))
     table = pd.concat(tables, ignore_index=True)
-    labelled = table.assign(problem=table["head"] + ", k = " + table["k"].astype(str))
-    figure = timing.panels(labelled, "problem", "/ baseline", "time / closed form (MLP: / backward)", log=True)
-    timing.write(table, figure, "guide", out, where)
+    timing.write(table, draw(table), "guide", out, where)
 
 
 if __name__ == "__main__":

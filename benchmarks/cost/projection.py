@@ -20,6 +20,7 @@ import pandas as pd
 import timing
 import torch
 from jsonargparse import auto_cli
+from matplotlib.figure import Figure
 from timing import RESULTS, Rotation, Work
 from torch import Tensor
 from torchjd.aggregation import Aggregator, DualProj, PCGrad, UPGrad
@@ -280,6 +281,17 @@ def parse(name: str) -> list[tuple[int, ...]]:
     return [sides] * int(count) if count else [sides[::-1], sides[-1:]]
 
 
+def draw(table: pd.DataFrame) -> Figure:
+    """Gramian and combination together, over the floor."""
+    both = table[(table["stage"] == "both") & ~table["way"].str.contains("copy")]
+    return timing.dots(both, "guides", "parameters", "/ floor", "ratio to the floor")
+
+
+def draw_torchjd(table: pd.DataFrame) -> Figure:
+    """The whole projection beside TorchJD's."""
+    return timing.dots(table, "guides", "parameters", "/ align", "ratio to align")
+
+
 def main(
     lists: list[str] = ["512x10", "2048x286", "4096x1000", "10*256x256", "100*64x64", "1000*32x16"],  # noqa: B006
     guides: list[int] = [1, 2, 4, 8],  # noqa: B006
@@ -312,11 +324,9 @@ def main(
             label = {"parameters": name, "guides": count}
             stages.append(measure_stages(shapes, count, ways, where, repeats).assign(**label))
             whole.append(measure_torchjd(shapes, count, where, repeats).assign(**label))
-    for results, name, value in ((stages, "projection", "/ floor"), (whole, "projection-torchjd", "/ align")):
+    for results, name, picture in ((stages, "projection", draw), (whole, "projection-torchjd", draw_torchjd)):
         table = pd.concat(results, ignore_index=True)
-        shown = table[(table["stage"] == "both") & ~table["way"].str.contains("copy")] if "stage" in table else table
-        shown = shown.assign(problem=shown["parameters"] + ", guides: " + shown["guides"].astype(str))
-        timing.write(table, timing.panels(shown, "problem", value, f"time {value}"), name, out, where)
+        timing.write(table, picture(table), name, out, where)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from jsonargparse import auto_cli
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
+from tabular_image.style import BLUE, WIDTH, styled
 from timing import RESULTS
 from torch import nn
 from torch.multiprocessing import start_processes
@@ -136,20 +137,26 @@ def _peer(rank: int, folder: Path, size: Size, rates: Rates, repeats: int) -> No
     dist.destroy_process_group()
 
 
-def plot(table: pd.DataFrame) -> Figure:
+@styled()
+def draw(table: pd.DataFrame) -> Figure:
     """A panel for each factor: measured with quartiles, predicted beside it."""
     factors = table["factor"].unique()
-    figure = Figure(figsize=(4 * len(factors), 4), layout="constrained")
-    panels = figure.subplots(1, len(factors), squeeze=False, sharey=True).flat
-    for axes, factor in zip(panels, factors, strict=True):
-        rows = table[table["factor"] == factor].sort_values(factor)
-        axes.plot(rows[factor], rows["ms"], marker="o", label="measured")
-        axes.fill_between(rows[factor], rows["lower_quartile"], rows["upper_quartile"], alpha=0.3)
-        axes.plot(rows[factor], rows["predicted_ms"], linestyle="--", color="black", label="predicted")
+    columns = min(2, len(factors))
+    rows = -(-len(factors) // columns)
+    figure = Figure(figsize=(WIDTH, 0.6 + 2.3 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True).flat
+    for axes in panels[len(factors) :]:
+        axes.remove()
+    for axes, factor in zip(panels, factors, strict=False):
+        part = table[table["factor"] == factor].sort_values(factor)
+        axes.plot(part[factor], part["ms"], marker="o", color=BLUE, label="measured, with quartiles")
+        axes.fill_between(part[factor], part["lower_quartile"], part["upper_quartile"], color=BLUE, alpha=0.25)
+        axes.plot(part[factor], part["predicted_ms"], linestyle="--", color="black", marker="x", label="predicted")
         axes.set(xscale="log", yscale="log", xlabel=factor, ylabel="surgery, ms")
-        axes.set_xticks(rows[factor], rows[factor])
+        axes.set_xticks(part[factor], part[factor])
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.legend()
+        axes.yaxis.set_major_formatter("{x:g}")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -190,7 +197,7 @@ def main(
             row = measure(size, rates, where, repeats) if alone else measure_in_processes(size, rates, repeats)
             rows.append({"factor": factor, **asdict(size), **row})
     table = pd.DataFrame(rows).assign(copy_gb_s=rates.bandwidth / 1e9, gflop_s=rates.operations / 1e9)
-    timing.write(table, plot(table), "scaling", out, where)
+    timing.write(table, draw(table), "scaling", out, where)
 
 
 if __name__ == "__main__":

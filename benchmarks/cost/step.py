@@ -28,6 +28,7 @@ from gaal_surgery import FreshFeatures, GradientAlignedAlternator, align, entrop
 
 Guidance = Literal["fresh", "run anew", "cached"] | None
 COLUMNS = 63  # of the paper's largest table, DVM
+_SIZE = "encoder, batch / classes / modalities"
 
 
 @dataclass(frozen=True)
@@ -199,15 +200,22 @@ def measure_surgery(rounds: Rounds, device: torch.device, repeats: int) -> pd.Da
     return table.rename_axis("turn").reset_index()
 
 
-def bars(table: pd.DataFrame, rows: str, values: list[str]) -> Figure:
-    """One panel for each column of ratios: a group of bars for each size, a colour for each of `rows`."""
-    figure = Figure(figsize=(12, 4 * len(values)), layout="constrained")
-    sizes = table["encoder"] + ", " + table[["batch", "classes", "modalities"]].astype(str).agg("/".join, axis=1)
-    for axes, value in zip(figure.subplots(len(values), squeeze=False).flat, values, strict=True):
-        grid = table.assign(size=sizes).pivot_table(index="size", columns=rows, values=value, sort=False)
-        grid.plot.bar(ax=axes, xlabel="encoder, batch / classes / modalities", ylabel=value, rot=20, width=0.8)
-        axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
+def draw(table: pd.DataFrame) -> Figure:
+    """Time and peak memory of every way, beside plain alternation."""
+    measures = {"/ plain": "time", "peak / plain": "peak memory"}
+    long = _sized(table).melt(["way", _SIZE], list(measures), "measure", "ratio").replace({"measure": measures})
+    return timing.dots(long, _SIZE, "measure", "ratio", "ratio to plain alternation")
+
+
+def draw_surgery(table: pd.DataFrame) -> Figure:
+    """What surgery adds to each turn."""
+    shown = _sized(table).assign(measure="time of surgery")
+    return timing.dots(shown, _SIZE, "measure", "surgery / plain", "ratio to the turn without a guide", way="turn")
+
+
+def _sized(table: pd.DataFrame) -> pd.DataFrame:
+    sizes = table["encoder"] + ", " + table[["batch", "classes", "modalities"]].astype(str).agg(" / ".join, axis=1)
+    return table.assign(**{_SIZE: sizes})
 
 
 def main(
@@ -246,9 +254,9 @@ def main(
             ways.append(measure_ways(rounds, where, repeats).assign(**asdict(size)))
             surgery.append(measure_surgery(rounds, where, repeats).assign(**asdict(size)))
     table = pd.concat(ways, ignore_index=True)
-    timing.write(table, bars(table, "way", ["/ plain", "peak / plain"]), "step", out, where)
+    timing.write(table, draw(table), "step", out, where)
     table = pd.concat(surgery, ignore_index=True)
-    timing.write(table, bars(table, "turn", ["surgery / plain"]), "step-surgery", out, where)
+    timing.write(table, draw_surgery(table), "step-surgery", out, where)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from tabular_image.files import replacing
+from tabular_image.style import DPI, WIDTH, styled
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -24,6 +26,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 WARM_UP = 3
 # Operands that together exceed every cache, so that each is read from memory as after an encoder's backward pass.
 OUT_OF_CACHE = 2**28
+_SPREAD = 4  # largest over smallest ratio from which an axis is logarithmic
 
 Work = Callable[[], object]
 
@@ -170,18 +173,45 @@ def matrix_rate(side: int, device: torch.device, repeats: int, dtype: torch.dtyp
 # Results
 
 
-def panels(table: pd.DataFrame, by: str, value: str, label: str, log: bool = False) -> Figure:
-    """A panel for every value of `by` with a bar for each way; the line at 1 is the baseline."""
+@styled()
+def dots(table: pd.DataFrame, marks: str, by: str, value: str, label: str, *, way: str = "way") -> Figure:
+    """A panel for every value of `by` with a line for each way, and a mark on it for every value of `marks`.
+
+    Args:
+        table: one row for each panel, way and mark.
+        marks: column with the sizes of the problem.
+        by: column with the panels' titles.
+        value: column with ratios; the line at 1 is the baseline.
+        label: what the ratio is of.
+        way: column with the lines' names.
+    """
     groups = list(table.groupby(by, sort=False))
-    columns = min(3, len(groups))
+    ways, sizes = (table[name].drop_duplicates().tolist() for name in (way, marks))
+    columns = min(2, len(groups))
     rows = -(-len(groups) // columns)
-    figure = Figure(figsize=(5 * columns, 4 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flat
+    figure = Figure(figsize=(WIDTH, 0.9 + rows * (0.7 + 0.2 * len(ways))), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
     for axes in panels[len(groups) :]:
         axes.remove()
     for axes, (name, group) in zip(panels, groups, strict=False):
-        group[::-1].plot.barh(x="way", y=value, ax=axes, legend=False, logx=log, title=name, xlabel=label, ylabel="")
+        for size, symbol in zip(sizes, cycle("os^DvP")):
+            part = group[group[marks] == size]
+            heights = [ways.index(each) for each in part[way]]
+            axes.plot(part[value], heights, symbol, fillstyle="none", markersize=5.5, label=str(size))
         axes.axvline(1, color="black", linewidth=0.8)
+        axes.set(title=name, xlabel=label)
+        axes.set_yticks(range(len(ways)), ways)
+        axes.tick_params(labelbottom=True)
+        if table[value].max() > _SPREAD * table[value].min():
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(len(ways) - 0.4, -0.6)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=2 if max(map(len, labels)) > 10 else len(sizes), title=marks
+    )
     return figure
 
 
@@ -189,11 +219,16 @@ def write(table: pd.DataFrame, figure: Figure, name: str, out: Path, device: tor
     """Prints the table, and writes it and the figure to `out` with the machine they were measured on."""
     where = machine(device)
     print(f"{where}\n\n{table.to_string(index=False, float_format=lambda value: f'{value:.4g}')}")
-    figure.suptitle(where, fontsize="small")
     out.mkdir(parents=True, exist_ok=True)
     with replacing(out / f"{name}.csv") as temporary:
         # Twelve digits, so that ratios can be recomputed from what they were made of.
         table.assign(machine=where).to_csv(temporary, index=False, float_format="%.12g", lineterminator="\n")
-    with replacing(out / f"{name}.png") as temporary:
-        figure.savefig(temporary, dpi=120)
+    save(figure, where, out / f"{name}.png")
     print(f"\nwritten: {out / name}.csv and .png")
+
+
+def save(figure: Figure, where: str, path: Path) -> None:
+    """Writes a picture, with the machine that it is of."""
+    figure.suptitle(where, fontsize=8)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=DPI)

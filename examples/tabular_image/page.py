@@ -21,6 +21,7 @@ from .methods.base import Method
 from .options import Options
 from .report import conflict_picture, curves, final_lines, words
 from .sections import Build, Cell, Section, Table, as_picture, task_sections
+from .style import styled
 
 PAGE = "report.html"
 _LONG = 20  # rows of a table that is folded
@@ -208,8 +209,9 @@ def _run(folder: Path, results: Mapping[str, Any]) -> str:
 
 @contextmanager
 def _told_and_left_out(what: str) -> Iterator[None]:
+    """Draws in the pipeline's look, and tells what fails."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), styled():
             warnings.simplefilter("ignore")  # such as of odd metadata in a picture
             yield
     except Exception as error:

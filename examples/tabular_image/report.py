@@ -7,7 +7,8 @@ import platform
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,12 @@ from .files import writing
 from .methods.base import Method
 from .metrics import defined
 from .options import Options
+from .style import BLUE, COLOURS, PURPLE, WIDTH, marker, styled
 from .tasks import Task
 
 _LONGEST = 30  # characters of a class name in a picture
-_LEGIBLE = 20  # classes whose names and counts still fit into the confusion matrix
-_COLOURS = {"fused": "black", "image": "tab:blue", "table": "tab:orange", "joint": "tab:green"}
+_LEGIBLE = 30  # classes whose names and counts still fit into the confusion matrix
+_PAIRS = 20  # of the most confused classes, where the matrix does not fit
 
 
 def report(
@@ -108,7 +110,8 @@ def report(
         main = next(iter(predictions.values()))
         _draw(lambda: curves(epochs, figure), folder / "curves.png")
         if task.name == "classification":
-            _draw(lambda: _confusion(main, target, data.classes), folder / "confusion.png", mathematics=False)
+            picture = partial(confusion_picture, main.argmax(dim=1), target, data.classes)
+            _draw(picture, folder / "confusion.png", mathematics=False)
         if task.name == "regression":
             _draw(lambda: predicted_picture(task, main, target), folder / "predicted.png", mathematics=False)
         if monitor:
@@ -195,61 +198,104 @@ def _tabulate(
 
 def curves(epochs: pd.DataFrame, shown: str) -> Figure:
     """Loss and the shown measure by epoch, the best epoch marked."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
     loss, measure = figure.subplots(1, 2)
-    name_of = f"val_{shown}"
+    name_of, points = f"val_{shown}", marker(len(epochs))
     best = _best(epochs)
-    for name, colour in _COLOURS.items():
+    for name, colour in COLOURS.items():
         if f"train_loss_{name}" in epochs:
-            loss.plot(epochs["epoch"], epochs[f"train_loss_{name}"], color=colour, label=f"training, {name}")
+            label = f"training, {name}"
+            loss.plot(epochs["epoch"], epochs[f"train_loss_{name}"], color=colour, marker=points, label=label)
         if f"{name_of}_{name}" in epochs:
-            measure.plot(epochs["epoch"], epochs[f"{name_of}_{name}"], color=colour, label=name)
-    loss.plot(epochs["epoch"], epochs["val_loss"], color="black", linestyle="--", label="validation")
+            measure.plot(epochs["epoch"], epochs[f"{name_of}_{name}"], color=colour, marker=points, label=name)
+    loss.plot(epochs["epoch"], epochs["val_loss"], color="grey", linestyle="--", marker=points, label="validation")
     if f"{name_of}_image" not in epochs or f"{name_of}_table" in epochs:
-        measure.plot(epochs["epoch"], epochs[name_of], color="black", label="fused")
-    measure.plot(best["epoch"], best[name_of], "o", color="black", label="best epoch, tested")
+        measure.plot(epochs["epoch"], epochs[name_of], color=COLOURS["fused"], marker=points, label="fused")
+    circle = {"marker": "o", "markersize": 10, "fillstyle": "none", "linestyle": "none"}
+    measure.plot(best["epoch"], best[name_of], **circle, color="black", label="best epoch, tested")
     # The likelihood of a number may be negative.
     positive = (epochs.filter(regex="^(train_loss|val_loss)").min() > 0).all()
     loss.set(xlabel="epoch", ylabel="loss", yscale="log" if positive else "linear")
     lowest = epochs.filter(regex=f"^{name_of}").min().min()
-    measure.set(xlabel="epoch", ylabel=f"validation {words(shown)}", ylim=(max(lowest, -1) - 0.02, 1.005))
+    measure.set(xlabel="epoch", ylabel=f"validation {words(shown)}", ylim=(max(lowest, -1) - 0.02, 1.01))
     for axes in (loss, measure):
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
+        axes.legend()
         axes.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
-def _confusion(logits: Tensor, target: Tensor, classes: list[str]) -> Figure:
-    """The confusion matrix: counts where they can be read, else the share of each true class."""
-    legible = len(classes) <= _LEGIBLE
+def confused(predicted: Tensor, target: Tensor) -> list[tuple[int, int, int]]:
+    """True class, predicted class and number of rows of every pair that is confused, the most frequent first.
+
+    Args:
+        predicted: long (N,).
+        target: long (N,).
+    """
+    wrong = predicted != target
+    pairs, counts = torch.stack([target, predicted], dim=1)[wrong].unique(dim=0, return_counts=True)
+    order = counts.argsort(descending=True, stable=True)
+    return [
+        (true, other, count) for (true, other), count in zip(pairs[order].tolist(), counts[order].tolist(), strict=True)
+    ]
+
+
+def confusion_picture(predicted: Tensor, target: Tensor, classes: Sequence[str]) -> Figure:
+    """The confusion matrix of named classes; of more classes than a matrix can name, the most confused pairs.
+
+    Args:
+        predicted: long (N,).
+        target: long (N,).
+        classes: the names of the C classes.
+    """
     names = [textwrap.shorten(name, _LONGEST, placeholder="…") or name[:_LONGEST] for name in classes]
-    side = min(10, 3.5 + 0.45 * len(classes)) if legible else 8
-    figure = Figure(figsize=(side + 1.2 * (not legible), side), layout="constrained")  # room for a colour bar
+    return (_matrix if len(names) <= _LEGIBLE else _pairs)(predicted, target, names)
+
+
+def _matrix(predicted: Tensor, target: Tensor, names: Sequence[str]) -> Figure:
+    """Counts by true and predicted class; a cell without a row stays empty."""
+    side = min(WIDTH, 3 + 0.3 * len(names))
+    figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     display = ConfusionMatrixDisplay.from_predictions(
         target.numpy(),
-        logits.argmax(dim=1).numpy(),
-        labels=range(len(classes)),
-        display_labels=names if legible else None,
-        normalize=None if legible else "true",
-        include_values=legible,
+        predicted.numpy(),
+        labels=range(len(names)),
+        display_labels=names,
         cmap="Blues",
         colorbar=False,
-        xticks_rotation="vertical" if legible and max(map(len, names)) > 3 else "horizontal",
+        xticks_rotation="vertical" if max(map(len, names)) > 3 else "horizontal",
+        text_kw={"fontsize": 9 if len(names) <= 15 else 6.5},
         ax=axes,
     )
+    for text in display.text_.flat:
+        text.set_visible(text.get_text() != "0")
     axes.set(xlabel="predicted class", ylabel="true class")
-    if not legible:
-        ticks = range(0, len(classes), 10)
-        axes.set(xticks=ticks, yticks=ticks, xticklabels=ticks, yticklabels=ticks)
-        figure.colorbar(display.im_, ax=axes, label="share of the true class", shrink=0.8)
+    axes.grid(visible=False)
+    if len(names) > 15:
+        axes.tick_params(labelsize=7.5)
+    return figure
+
+
+def _pairs(predicted: Tensor, target: Tensor, names: Sequence[str]) -> Figure:
+    """The most confused pairs of classes, by name and number of rows."""
+    worst = confused(predicted, target)[:_PAIRS]
+    figure = Figure(figsize=(WIDTH, 1.2 + 0.24 * max(1, len(worst))), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.barh(range(len(worst)), [count for *_, count in worst], color=BLUE)
+    axes.bar_label(bars, padding=3)
+    axes.set_yticks(range(len(worst)), [f"{names[true]} → {names[other]}" for true, other, _ in worst])
+    axes.invert_yaxis()
+    axes.grid(visible=False)
+    axes.set_xlabel("test rows")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    wrong = f"{(predicted != target).sum():,} of {len(target):,} test rows are predicted wrongly"
+    figure.suptitle(f"{wrong}; the most frequent pairs, true → predicted")
     return figure
 
 
 def predicted_picture(task: Task, outputs: Tensor, target: Tensor) -> Figure:
     """Predicted beside true numbers, with the ends of their intervals."""
-    figure = Figure(figsize=(6, 6), layout="constrained")
+    figure = Figure(figsize=(5.5, 5.5), layout="constrained")
     axes = figure.subplots()
     true, predicted, ends = task.truth(target), task.answers(outputs), task.confidence(outputs)
     errors = [(predicted - ends["low"]).clip(lower=0), (ends["high"] - predicted).clip(lower=0)]
@@ -269,17 +315,17 @@ def words(figure: str) -> str:
 
 def conflict_picture(monitor: ConflictMonitor) -> Figure:
     """The cosine between the gradients over training."""
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = monitor.plot(figure.subplots())
-    axes.autoscale(axis="y")  # cosines of single batches are small
-    axes.legend(frameon=False)
+    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.set_prop_cycle(color=[COLOURS.get(row["modality"], PURPLE) for row in monitor.summary()])
+    monitor.plot(axes)
     return figure
 
 
 def _draw(build: Callable[[], Figure], path: Path, *, mathematics: bool = True) -> None:
     """Builds and saves a picture; without mathematics a `$` is a letter, as in the names of classes."""
     try:
-        with warnings.catch_warnings(), matplotlib.rc_context({"text.parse_math": mathematics}):
+        with warnings.catch_warnings(), styled(), matplotlib.rc_context({"text.parse_math": mathematics}):
             warnings.simplefilter("ignore")  # such as letters that the font lacks, drawn as boxes
             figure = build()
             with writing(path) as temporary:

@@ -22,7 +22,8 @@ from torchmetrics.functional.classification import (
 from .data.images import square_image
 from .data.samples import Samples
 from .errors import ImageError
-from .report import predicted_picture
+from .report import confused, predicted_picture
+from .style import BLUE
 from .tasks import Task
 
 MATRIX = 40  # classes whose confusion matrix still fits into a page
@@ -180,7 +181,7 @@ def confusion(classes: Sequence[str], logits: Tensor, target: Tensor) -> Section
         )
     pairs = [
         (classes[true], classes[other], count, f"{count / sizes[true]:.1%}")
-        for true, other, count in _confused(predicted, target)[: _FEWER_PAIRS if matrix else _PAIRS]
+        for true, other, count in confused(predicted, target)[: _FEWER_PAIRS if matrix else _PAIRS]
     ]
     header = ("true class", "predicted class", "rows", "share of the true class")
     tables = [Table(header, pairs, "Most confused pairs")] if pairs else []
@@ -197,13 +198,11 @@ def calibration(logits: Tensor, target: Tensor) -> Section:
     figure = Figure(figsize=(5.5, 5.5), layout="constrained")
     curve, histogram = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     curve.plot([0, 1], [0, 1], color="grey", linestyle="--", label="calibrated")
-    curve.plot(confidences, shares, "o-", color="tab:blue", label="test rows")
+    curve.plot(confidences, shares, "o-", color=BLUE, label="test rows")
     curve.set(ylabel="share of right predictions", xlim=(0, 1), ylim=(0, 1.02))
-    curve.legend(frameon=False)
-    histogram.hist(confidence.numpy(), bins=_BINS, range=(0, 1), color="tab:blue")
+    curve.legend()
+    histogram.hist(confidence.numpy(), bins=_BINS, range=(0, 1), color=BLUE)
     histogram.set(xlabel="probability of the predicted class", ylabel="rows")
-    for axes in (curve, histogram):
-        axes.grid(alpha=0.3)
     text = (
         f"The probability of the predicted class is off by {100 * error:.1f} percentage points on average (expected "
         f"calibration error, {_BINS} bins). Its mean is {mean:.1%}, and {share:.1%} of the predictions are right: on "
@@ -335,13 +334,3 @@ def _card(samples: Samples, row: int, *facts: tuple[str, str]) -> Card:
     except ImageError:
         return Card(name, facts, None)
     return Card(name, facts, _picture(file, f"Picture of {name}"))
-
-
-def _confused(predicted: Tensor, target: Tensor) -> list[tuple[int, int, int]]:
-    """True class, predicted class and number of rows of every pair that is confused, the most frequent first."""
-    wrong = predicted != target
-    pairs, counts = torch.stack([target, predicted], dim=1)[wrong].unique(dim=0, return_counts=True)
-    order = counts.argsort(descending=True, stable=True)
-    return [
-        (true, other, count) for (true, other), count in zip(pairs[order].tolist(), counts[order].tolist(), strict=True)
-    ]

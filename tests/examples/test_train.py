@@ -22,7 +22,6 @@ from tabular_image import train
 from tabular_image.callbacks import EpochSeed
 from tabular_image.data.module import TabularImageData
 from tabular_image.methods import METHODS, SETTINGS
-from tabular_image.report import _confusion
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "tabular_image" / "train.py"
 WRITTEN = ["config.yaml", "data.json", "metrics.csv", "best.ckpt", "last.ckpt"]
@@ -305,11 +304,3 @@ def test_an_invalid_option_is_refused_with_exit_code_2(words, capsys):
     assert words[0].strip("-") in error
     assert "--help" in error
     assert error.count("\n") == 1
-
-
-def test_a_confusion_matrix_of_many_classes_has_no_text_in_its_cells():
-    target = torch.arange(60) % 30
-    for classes, expected in ((range(5), 25), (range(30), 0)):
-        names = [str(name) for name in classes]
-        picture = _confusion(torch.randn(60, len(names)), target % len(names), names)
-        assert len(picture.axes[0].texts) == expected
