@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +16,8 @@ from runs import Results, Run
 from tabular_image.command_line import as_written
 from tabular_image.data import DATASETS
 from tabular_image.errors import InputError
-from tabular_image.methods import SETTINGS
-from tabular_image.methods.settings import NoSettings
+from tabular_image.methods import METHODS, SETTINGS
+from tabular_image.methods.settings import MethodSettings
 from tabular_image.options import Options
 
 FEATURES, RESNET = "-features", "-resnet18"  # end the names of sets that are compared under the other protocols
@@ -32,8 +32,11 @@ SETS: dict[str, dict[str, Any]] = {
     "leaves100-margin": {**_LEAVES, "table": "margin"},
     "fashion": {"dataset": "fashion", "epochs": 5},
     "houses": {"dataset": "houses", "epochs": 10, "folds": 5, "validation": 0.15},
-    **{name: {"dataset": name, "epochs": 15, "image_size": None} for name in ("dvm", "celeba", "sun", "digits")},
 }
+# All other data sets, as they are; csv is whatever its options say.
+_TAKEN = {options["dataset"] for options in SETS.values()}
+_OTHERS = [name for name, entry in DATASETS.entries.items() if name not in _TAKEN and entry.origin != "your own"]
+SETS |= {name: {"dataset": name, "epochs": 15, "image_size": None} for name in _OTHERS}
 # The same sets with an MLP on fixed features of the pictures as image encoder: a run takes seconds.
 _FEATURES: dict[str, Any] = {"image_encoder": "features", "image_size": 64, "augment": False}
 _LONGER = {"fashion": 10, "houses": 20}
@@ -61,14 +64,16 @@ class Row:
         paper: the line of the paper's Table I.
         searched: values of the method's own settings that the hyper-parameter search may choose.
         stages: settings that are lengths of earlier stages, as multiples of the set's epochs.
+        label: what a table for readers calls it.
     """
 
     method: str
     block: Block = "fused"
     settings: dict[str, Any] = field(default_factory=dict)
     paper: str | None = None
-    searched: dict[str, tuple[Any, ...]] = field(default_factory=dict)
-    stages: dict[str, float] = field(default_factory=dict)
+    searched: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    stages: Mapping[str, float] = field(default_factory=dict)
+    label: str = ""
 
     @property
     def prediction(self) -> str:
@@ -78,102 +83,71 @@ class Row:
         return self.method if self.block == "one modality" else "fused" if self.block == "fused" else "image"
 
 
-# Every method searches two settings of three values each, where it has as many: the defaults and what lies around them
-# in papers and released code. Concatenation, alternation and the single modalities have none that act on training. The
-# default comes first: the draws of `Search` then try all values of such a pair in three trials.
-_GAAL = {"image_fraction": (0.5, 0.25, 1.0), "table_fraction": (0.5, 0.25, 1.0)}
+def _row(method: str, label: str, **settings: Any) -> Row:
+    """A row of a registered method with `settings`; what is searched stands with the method's own."""
+    family, own = METHODS.entries[method].family, SETTINGS[method]
+    block: Block = "fused" if family in ("joint", "alternating") else family
+    return Row(method, block, settings, searched=own.searched, stages=own.stages, label=label)
+
+
+def _joint(label: str, **settings: Any) -> Row:
+    """A row of the joint turn: shared head, gradient to the joint network alone, calibrated, but for `settings`."""
+    return _row("gaal_joint", label, **{"head": "shared", "gradient": "joint", **_CALIBRATED} | settings)
+
+
+def _without_surgery(row: Row) -> Row:
+    """The row with alternation alone, whose guides train nothing: there is nothing to search."""
+    return replace(row, settings=row.settings | {"rule": "none"}, searched={})
+
+
 _CALIBRATED = {"fusion": "calibrated"}
 _BALANCED = {"class_weights": "balanced", "select": "balanced_accuracy"}
-_PRETRAINED = {"corruption": (0.3, 0.1, 0.5), "temperature": (0.1, 0.05, 0.2)}
+_JOINT = "GAAL with a joint turn"
+_JOINT_ALONE = "Alternation with a joint turn"
 
-
-def _joint(**settings: Any) -> Row:
-    """A row of the joint turn: shared head, gradient to the joint network alone, calibrated, but for `settings`."""
-    chosen = {"head": "shared", "gradient": "joint", **_CALIBRATED} | settings
-    return Row("gaal_joint", settings=chosen, searched={} if chosen.get("rule") == "none" else _GAAL)
-
-
-_MISSING: Block = "image alone at test time"
-ROWS: dict[str, Row] = {
-    "image": Row("image", "one modality", paper="ResNet50"),
-    "table": Row("table", "one modality", paper="MLP"),
-    "boosting-table": Row("boosting-table", "one modality"),
-    "logistic-image": Row("logistic-image", "one modality"),
-    "boosting-both": Row("boosting-both"),
-    "boosting-stacked": Row("boosting-stacked"),
-    "concatenation": Row("concatenation", paper="CF"),
-    "maximum": Row("maximum", paper="MF", searched={"projection": ("linear", "identity")}),
-    "daft": Row("daft", paper="DAFT", searched={"reduction": (7, 2, 14)}),
-    "tip": Row("tip", paper="TIP", searched=_PRETRAINED, stages={"pretraining_epochs": 1}),
-    "tip-frozen": Row("tip", settings={"encoder": "frozen"}, searched=_PRETRAINED, stages={"pretraining_epochs": 1}),
-    "ogm_ge": Row("ogm_ge", paper="OGM", searched={"alpha": (0.8, 0.1, 0.3), "share": (0.5, 0.25, 1.0)}),
-    "mmpareto": Row(
-        "mmpareto", paper="MMPareto", searched={"rescale": ("tensor", "encoder"), "gamma": (1.5, 1.0, 2.0)}
-    ),
-    "mla": Row("mla", paper="MLA", searched={"gate": ("entropy", "fixed"), "image_weight": (0.55, 0.4, 0.7)}),
-    "di_mml": Row(
-        "di_mml",
-        paper="DI-MML",
-        searched={"temperature": (10.0, 20.0, 50.0), "confidence_temperature": (1.0, 0.3, 3.0)},
-    ),
-    "reconboost": Row(
-        "reconboost",
-        paper="ReconBoost",
-        searched={"label_weight": (4.0, 5.0, 8.0), "residual_weight": (1.0, 2.0, 4.0)},
-        stages={"pretraining_epochs": 0.5},
-    ),
-    "lfm": Row("lfm", paper="LFM", searched={"alpha": (None, 0.3, 0.5, 0.7, 0.9)}),
-    "alternating": Row("alternating"),
-    "gaal": Row("gaal", paper="GAAL", searched=_GAAL),
-    "gaal-dualfloor": Row("gaal", settings={"rule": "dualfloor"}, searched=_GAAL),
-    "gaal-update": Row("gaal", settings={"align": "update"}, searched=_GAAL),
-    "alternating-calibrated": Row("alternating", settings=_CALIBRATED),
-    "alternating-balanced": Row("alternating", settings=_CALIBRATED | _BALANCED),
-    "gaal-calibrated": Row("gaal", settings=_CALIBRATED, searched=_GAAL),
-    "gaal-joint": _joint(),
-    "gaal-joint-mean": _joint(fusion="mean"),
-    "gaal-joint-auto": _joint(fusion="auto"),
-    "gaal-joint-guided": _joint(guided=True),
-    "gaal-joint-encoders": _joint(gradient="encoders"),
-    "gaal-joint-own": _joint(head="own"),
-    "gaal-joint-own-encoders": _joint(head="own", gradient="encoders"),
-    "alternating-joint": _joint(rule="none"),
-    "alternating-joint-own-encoders": _joint(rule="none", head="own", gradient="encoders"),
-    "kd": Row(
-        "kd",
-        _MISSING,
-        paper="KD",
-        searched={"temperature": (4.0, 1.0, 2.0), "weight": (0.5, 0.25, 0.75)},
-        stages={"teacher_epochs": 1},
-    ),
-    "mfh": Row(
-        "mfh",
-        _MISSING,
-        paper="MFH",
-        searched={"removed": (0.75, 0.25, 0.5), "teacher_dropout": (0.5, 0.0, 0.25)},
-        stages={"pair_epochs": 0.5, "teacher_epochs": 1},
-    ),
-    "fmr": Row(
-        "fmr", _MISSING, paper="FMR", searched={"knockdown": (1 / 3, 1 / 6, 1 / 2), "reconstruction": (0.1, 0.01, 1.0)}
-    ),
-    "mmcl": Row("mmcl", _MISSING, paper="MMCL", searched=_PRETRAINED, stages={"pretraining_epochs": 2}),
-    "mmcl-frozen": Row(
-        "mmcl",
-        _MISSING,
-        settings={"encoder": "frozen"},
-        searched=_PRETRAINED,
-        stages={"pretraining_epochs": 2},
-    ),
-    # A table of one kind of columns has one of the two weights.
-    "charms": Row(
-        "charms",
-        _MISSING,
-        paper="CHARMS",
-        searched={"numeric_weight": (0.03, 0.3, 1.0), "categorical_weight": (0.03, 0.3, 1.0)},
-    ),
-    "gaal_star": Row("gaal_star", _MISSING, paper="GAAL*", searched=_GAAL),
+# Every method has a row with its defaults. What else is compared follows the row of its method.
+_VARIANTS: dict[str, dict[str, Row]] = {
+    "table": {
+        "boosting-table": Row("boosting-table", "one modality", label="Gradient boosting (table)"),
+        "logistic-image": Row("logistic-image", "one modality", label="Logistic regression (image features)"),
+        "boosting-both": Row("boosting-both", label="Gradient boosting (table and image features)"),
+        "boosting-stacked": Row("boosting-stacked", label="Stacking (boosting and logistic regression)"),
+    },
+    "tip": {"tip-frozen": _row("tip", "TIP, linear probe", encoder="frozen")},
+    "gaal": {
+        "gaal-dualfloor": _row("gaal", "GAAL (released code's rule)", rule="dualfloor"),
+        "gaal-update": _row("gaal", "GAAL, updates aligned", align="update"),
+        "alternating-calibrated": _row("alternating", "Alternation, calibrated", **_CALIBRATED),
+        "alternating-balanced": _row("alternating", "Alternation, calibrated, balanced", **_CALIBRATED, **_BALANCED),
+        "gaal-calibrated": _row("gaal", "GAAL, calibrated", **_CALIBRATED),
+    },
+    "gaal_joint": {
+        "gaal-joint": _joint(f"{_JOINT}, calibrated"),
+        "gaal-joint-mean": _joint(f"{_JOINT}, mean", fusion="mean"),
+        "gaal-joint-auto": _joint(f"{_JOINT}, fusion chosen", fusion="auto"),
+        "gaal-joint-guided": _joint(f"{_JOINT}, guided", guided=True),
+        "gaal-joint-encoders": _joint(f"{_JOINT} to the encoders", gradient="encoders"),
+        "gaal-joint-own": _joint(f"{_JOINT}, own head", head="own"),
+        "gaal-joint-own-encoders": _joint(f"{_JOINT} to the encoders, own head", head="own", gradient="encoders"),
+        "alternating-joint": _without_surgery(_joint(_JOINT_ALONE)),
+        "alternating-joint-own-encoders": _without_surgery(
+            _joint(f"{_JOINT_ALONE} to the encoders, own head", head="own", gradient="encoders")
+        ),
+    },
+    "mmcl": {"mmcl-frozen": _row("mmcl", "MMCL, linear probe", encoder="frozen")},
 }
-REFERENCE = {"fused": "gaal", _MISSING: "gaal_star"}
+
+
+def _rows() -> Iterator[tuple[str, Row]]:
+    labels = {"gaal": "GAAL (paper)"}
+    for name, entry in METHODS.entries.items():
+        if name != "gaal_joint":  # all of its rows are variants
+            yield name, replace(_row(name, labels.get(name) or METHODS.title(name)), paper=entry.paper)
+        yield from _VARIANTS.get(name, {}).items()
+
+
+ROWS = dict(_rows())
+REFERENCE = {"fused": "gaal", "image alone at test time": "gaal_star"}
 
 # Optimizer, learning rate and weight decay, in the order in which every method tries them; the first is the default.
 # Half are SGD, because Adam undoes the methods that scale gradients.
@@ -248,9 +222,10 @@ def known_rows(names: Sequence[str] | None) -> list[str]:
 
 def row_options(base: Options, row: Row, **changes: Any) -> Options:
     """A set's options with the method of a row; `changes` are settings of the method or options of train.py."""
-    kind = SETTINGS.get(row.method, NoSettings)
+    kind = SETTINGS.get(row.method, MethodSettings)
     changes = row.settings | {name: max(1, round(share * base.epochs)) for name, share in row.stages.items()} | changes
-    own = {name: value for name, value in changes.items() if name in kind.__dataclass_fields__}
+    names = {option.name for option in fields(kind)}
+    own = {name: value for name, value in changes.items() if name in names}
     common = {name: value for name, value in changes.items() if name not in own}
     return replace(base, method=row.method, settings=kind(**own), **common)
 
