@@ -13,7 +13,8 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveFl
 
 from ..options import Finite, Fraction, Share
 
-RuleName = Literal["halfspace", "dualfloor", "orthogonal"]  # the keys of surgery.RULES, which would import torch
+# The keys of gaal_surgery.surgery.RULES, which would import torch; a test compares them.
+RuleName = Literal["halfspace", "dualfloor", "orthogonal"]
 
 _PRETRAINED = {"corruption": (0.3, 0.1, 0.5), "temperature": (0.1, 0.05, 0.2)}
 _GUIDES = {"image_fraction": (0.5, 0.25, 1.0), "table_fraction": (0.5, 0.25, 1.0)}
