@@ -10,6 +10,7 @@ after that are the function's arguments. Paths start at the page's folder. `--ch
 page is stale.
 """
 
+import csv
 import re
 import sys
 from collections.abc import Callable
@@ -31,7 +32,31 @@ def include(path: Path) -> str:
     return path.read_text(encoding="utf-8").strip()
 
 
-BLOCKS: dict[str, Callable[..., str]] = {"file": file, "include": include}
+def overview() -> str:
+    """Four ways to train on four sets: the columns of README's table, from the committed results."""
+    sets = {
+        "leaves100-texture": "leaves, texture (99 species)",
+        "leaves100-margin": "leaves, margin (100 species)",
+        "fashion": "fashion (30 article types)",
+        "houses": "houses (4 price classes)",
+    }
+    rows = {
+        "table": "table alone",
+        "concatenation": "concatenation",
+        "gaal": "GAAL (paper)",
+        "alternating-calibrated": "recommended",
+    }
+    lines = [f"|set|{'|'.join(rows.values())}|", "|-" * (len(rows) + 1) + "|"]
+    for name, title in sets.items():
+        with (ROOT / f"benchmarks/accuracy/results/features/table1-{name}-features.csv").open(
+            encoding="utf-8"
+        ) as table:
+            accuracies = {line["row"]: float(line["accuracy"]) for line in csv.DictReader(table)}
+        lines.append("|".join(["", title, *(f"{accuracies[row]:.3f}" for row in rows), ""]))
+    return "\n".join(lines)
+
+
+BLOCKS: dict[str, Callable[..., str]] = {"file": file, "include": include, "overview": overview}
 
 
 def renewed(page: Path) -> str:

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import gaal_surgery
+
 from . import checkpoints
 from .data.module import TabularImageData
 from .data.tables import TableColumn, TableEncoder
@@ -25,7 +27,7 @@ from .options import Options
 
 NAME = "model.pt"
 FORMAT = 1  # raise it when a file of before can no longer be read
-PACKAGES = ("gaal_surgery", "torch", "torchvision", "lightning", "numpy", "pandas", "scikit-learn")
+PACKAGES = ("torch", "torchvision", "lightning", "numpy", "pandas", "scikit-learn")
 
 
 @dataclass(frozen=True)
@@ -176,4 +178,5 @@ def load(run: Path | str) -> tuple[Options, Recipe, Method]:
 
 def versions() -> dict[str, str]:
     """Of the packages that results depend on, and of Python."""
-    return {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
+    ours = {"gaal_surgery": gaal_surgery.__version__}  # a clone on PYTHONPATH has no metadata
+    return ours | {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
