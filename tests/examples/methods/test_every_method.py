@@ -74,7 +74,8 @@ def test_a_method_is_registered_with_its_own_options(name):
 
 
 @pytest.mark.parametrize(
-    ("registry", "name"), [(registry, name) for registry in (METHODS, DATASETS) for name in registry]
+    ("registry", "name"),
+    [pytest.param(registry, name, id=name) for registry in (METHODS, DATASETS) for name in registry],
 )
 def test_a_module_begins_with_its_title_and_a_summary(registry, name):
     title, summary = registry.title(name), registry.summary(name)
