@@ -150,8 +150,6 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 # What a command names is the reader's own, or what CONTRIBUTING.md adds.
 _yours = re.compile(r"^--help$|^METHOD$|\.yaml$|^my_|^(pcgrad|late_fusion|stripes)$")
-    r"^--help$|^METHOD$|\.yaml$|^my_|^(pcgrad|late_fusion|stripes)$"
-)  # what a command names is the reader's own
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

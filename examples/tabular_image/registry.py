@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -77,8 +76,9 @@ class Registry(Mapping[str, T], Generic[T, E]):
 
     def _headline(self, name: str) -> tuple[str, str]:
         module, _, _ = self.entries[name].place.partition(":")
-        source = files(self._package).joinpath(f"{module}.py").read_text(encoding="utf-8")
-        title, _, summary = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0].partition(": ")
+        lines = files(self._package).joinpath(f"{module}.py").read_text(encoding="utf-8").splitlines()
+        first = next((line for line in lines if line.startswith('"""')), "")
+        title, _, summary = first.strip('"').partition(": ")
         return title, summary.removesuffix(".")
 
 
