@@ -70,7 +70,57 @@ def overview() -> str:
     return "\n".join(lines)
 
 
-BLOCKS: dict[str, Callable[..., str]] = {"excerpt": excerpt, "file": file, "include": include, "overview": overview}
+def methods() -> str:
+    """The registered methods."""
+    from tabular_image.methods import METHODS
+
+    rows = [
+        (f"`{name}`", METHODS.title(name), METHODS.summary(name), entry.family, ", ".join(entry.predictions))
+        for name, entry in METHODS.entries.items()
+    ]
+    return _table(("`--method`", "method", "what it is", "family", "predictions"), rows)
+
+
+def datasets() -> str:
+    """The registered data sets that need no preparation."""
+    from tabular_image.data import DATASETS
+
+    folders = {"bundled": "none, bundled with a package", "your own": "anywhere"}
+    rows = [
+        (f"`{name}`", DATASETS.title(name), folders.get(entry.origin, f"`{name}/`"), entry.size, DATASETS.summary(name))
+        for name, entry in DATASETS.entries.items()
+        if entry.origin != "prepared"
+    ]
+    return _table(("`--dataset`", "data set", "folder in `--data_root`", "size", "image and table"), rows)
+
+
+def prepared_datasets() -> str:
+    """The registered data sets that `prepare.py` makes from archives."""
+    from tabular_image.data import DATASETS
+    from tabular_image.prepare import ARCHIVES
+
+    rows = [
+        (
+            f"`{name}`",
+            f"[{DATASETS.title(name)}]({entry.page})",
+            ", ".join(f"`{archive.name}`" for archive in ARCHIVES[name]()),
+            entry.size,
+            DATASETS.summary(name),
+        )
+        for name, entry in DATASETS.entries.items()
+        if entry.origin == "prepared"
+    ]
+    return _table(("`--dataset`", "data set", "archives", "size", "image and table"), rows)
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [header, ("-",) * len(header), *([cell.replace("*", "\\*") for cell in row] for row in rows)]
+    return "\n".join(f"|{'|'.join(line)}|" for line in lines)
+
+
+BLOCKS: dict[str, Callable[..., str]] = {
+    function.__name__: function for function in (excerpt, file, include, overview, methods, datasets, prepared_datasets)
+}
 
 
 def renewed(page: Path) -> str:

@@ -148,6 +148,14 @@ class Orthogonal:
         return _keep_current(-_solve(unit, products, everything)[0] * inverse)
 
 
+# Every rule of the library, by its name on command lines.
+RULES: dict[str, Callable[[], Rule]] = {
+    "halfspace": HalfSpace,
+    "dualfloor": DualFloor,
+    "orthogonal": Orthogonal,
+}
+
+
 def weigh(gramian: Tensor, rule: Rule) -> Tensor:
     """The rule's weights ``(n,)``, kept away from gradients that are not finite: row 0 stays, guides are ignored.
 

@@ -6,13 +6,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import strategies as st
 from scipy.optimize import nnls
 from torch import Tensor
 
-from gaal_surgery import HalfSpace, align
+from gaal_surgery import HalfSpace, align, surgery
 
+RULES = {name: rule() for name, rule in surgery.RULES.items()}
+RULES |= {
+    "margin": HalfSpace(0.3),
+    "relative_margin": HalfSpace(0.3, relative=True),
+    "negative_margin": HalfSpace(-0.3),
+}
+EVERY_RULE = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 

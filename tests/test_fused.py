@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import reference
 import torch
-from strategies import DTYPES, bits
+from strategies import DTYPES, EVERY_RULE, RULES, bits
 from test_meta import HEADS, take_round
 from wrapped import ADAMW, ALIGN, DEMANDING, PAPERS, SGD, build
 
-from gaal_surgery import DualFloor, HalfSpace, Orthogonal, align, projection, surgery
+from gaal_surgery import HalfSpace, align, projection, surgery
 from gaal_surgery.projection import combine_into, gramian_of, join
 
 try:
@@ -35,6 +35,7 @@ KERNELS = pytest.mark.parametrize("kernels", [False, pytest.param(True, marks=ne
 # No multiple of a block, less than one, exactly one, nothing; no dimension.
 SHAPES = [(33, 70), (7,), (1024,), (0,), (), (1025,)]
 MANY = [*[(1 + i % 5, 3) for i in range(30)], (40, 50), (2,)]
+WITH_GUIDES = [*((rule, 3) for rule in RULES.values()), (HalfSpace(), 1), (HalfSpace(0.3), 1), (DEMANDING, 1)]
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2, torch.float32: 1e-6, torch.float64: 1e-14}
 
 
@@ -74,10 +75,7 @@ def assert_close(actual, expected, tolerance, *scales):
 class TestAlign:
     @pytest.mark.parametrize("shapes", [SHAPES, MANY, [(3,)]], ids=["uneven", "many", "one"])
     @pytest.mark.parametrize("dtype", DTYPES)
-    @pytest.mark.parametrize(
-        ("rule", "count"),
-        [(HalfSpace(), 1), (HalfSpace(0.3), 1), (DEMANDING, 1), (DEMANDING, 3), (DualFloor(), 2), (Orthogonal(), 6)],
-    )
+    @pytest.mark.parametrize(("rule", "count"), WITH_GUIDES)
     def test_as_on_a_cpu(self, rule, count, dtype, shapes, kernels):
         gradient, *guides = draw(1 + count, shapes, dtype)
         guides[0] = [guide - tensor for guide, tensor in zip(guides[0], gradient, strict=True)]
@@ -109,7 +107,7 @@ class TestAlign:
         assert list(map(bits, result)) == list(map(bits, gradient))
 
     @pytest.mark.parametrize("value", [INF, -INF, NAN])
-    @pytest.mark.parametrize("rule", [HalfSpace(), HalfSpace(0.3), DEMANDING, DualFloor(), Orthogonal()])
+    @EVERY_RULE
     def test_a_guide_that_is_not_finite_is_ignored(self, rule, value, kernels):
         gradient, guide, bad = draw(3)
         bad[-1][-1] = value
@@ -118,7 +116,7 @@ class TestAlign:
         results = [aligned(gradient, [guide, its], rule, kernels=kernels) for its in (bad, zero)]
         assert list(map(bits, results[0])) == list(map(bits, results[1]))
 
-    @pytest.mark.parametrize("rule", [HalfSpace(), DEMANDING, Orthogonal(), lambda gramian: gramian[0] * NAN])
+    @pytest.mark.parametrize("rule", [*RULES.values(), lambda gramian: gramian[0] * NAN])
     @pytest.mark.parametrize("value", [INF, -INF, NAN])
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_a_gradient_that_is_not_finite_passes(self, dtype, value, rule, kernels):

@@ -9,14 +9,13 @@ import reference
 import torch
 import torch.nn.functional as F
 from heads import KINDS
+from strategies import RULES
 from torch import nn
 from wrapped import ALIGN
 
 from gaal_surgery import (
-    DualFloor,
     GradientAlignedAlternator,
     HalfSpace,
-    Orthogonal,
     align,
     binary_entropy,
     combine,
@@ -30,15 +29,7 @@ from gaal_surgery import (
     per_sample_norms,
 )
 
-RULES = {
-    "half_space": HalfSpace(),
-    "margin": HalfSpace(margin=0.1),
-    "relative_margin": HalfSpace(margin=0.1, relative=True),
-    "negative_margin": HalfSpace(margin=-0.1),
-    "dual_floor": DualFloor(),
-    "orthogonal": Orthogonal(),
-    "first_only": lambda gramian: gramian[0] / gramian[0, 0],
-}
+EVERY_RULE = {**RULES, "first_only": lambda gramian: gramian[0] / gramian[0, 0]}
 
 
 def label_loss(logits, target):
@@ -104,7 +95,7 @@ def take_round(head, *, inner=torch.optim.SGD, guides="others", recipe="fresh", 
 
 @ALIGN
 @pytest.mark.parametrize("guides", ["previous", "others"])
-@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("rule", EVERY_RULE.values(), ids=EVERY_RULE)
 def test_with_every_rule(rule, guides, align):
     *_, stats = take_round(HEADS["linear"], rule=rule, guides=guides, align=align)
     assert stats.guides == (("b",) if guides == "previous" else ("a", "b"))

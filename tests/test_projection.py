@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import (
     DTYPES,
+    EVERY_RULE,
+    RULES,
     assert_near,
     bits,
     generic_problems,
@@ -15,11 +17,10 @@ from strategies import (
     problems,
 )
 
-from gaal_surgery import DualFloor, HalfSpace, Orthogonal, align, combine, gramian
+from gaal_surgery import HalfSpace, Orthogonal, align, combine, gramian
 from gaal_surgery.projection import _CHUNK, combine_into, join
 
 INF, NAN = float("inf"), float("nan")
-RULES = [HalfSpace(), HalfSpace(0.3), HalfSpace(0.3, relative=True), DualFloor(), Orthogonal()]
 
 
 def pieces(vector, cuts):
@@ -53,7 +54,7 @@ class TestAlign:
         assert_near(joined(align(gradient, guides, rule)), problem.aligned(rule), 1e-8, problem.gradient)
 
     @pytest.mark.parametrize("structure", STRUCTURES)
-    @pytest.mark.parametrize("rule", RULES)
+    @EVERY_RULE
     def test_keeps_the_structure_of_the_gradient(self, structure, rule):
         vectors = torch.randn(3, 16, dtype=torch.float64)
         gradient, *guides = map(STRUCTURES[structure], vectors)
@@ -85,7 +86,7 @@ class TestAlign:
         align(vectors[0], [vectors[1], vectors[2]], HalfSpace(0.5))
         assert bits(vectors) == bits(before)
 
-    @pytest.mark.parametrize("rule", RULES)
+    @EVERY_RULE
     @pytest.mark.parametrize("value", [INF, -INF, NAN])
     @given(problem=generic_problems(max_guides=3))
     def test_a_guide_that_is_not_finite_is_ignored(self, rule, value, problem):
@@ -95,7 +96,7 @@ class TestAlign:
         zero = torch.zeros_like(gradient)
         assert bits(align(gradient, [*guides, bad], rule)) == bits(align(gradient, [*guides, zero], rule))
 
-    @pytest.mark.parametrize("rule", [*RULES, lambda gramian: gramian[0] * NAN])
+    @pytest.mark.parametrize("rule", [*RULES.values(), lambda gramian: gramian[0] * NAN])
     @pytest.mark.parametrize("value", [INF, -INF, NAN])
     def test_a_gradient_that_is_not_finite_passes(self, rule, value):
         gradient = torch.tensor([1.0, -0.0, value])
@@ -105,9 +106,8 @@ class TestAlign:
         with pytest.raises(ValueError, match=r"rule must return \(2,\) weights, one a gradient, not \(2, 2\)"):
             align(torch.ones(3), [torch.ones(3)], lambda gramian: gramian)
 
-    @pytest.mark.parametrize(
-        ("rule", "count"), [(HalfSpace(), 1), (HalfSpace(0.3, relative=True), 3), (DualFloor(), 3), (Orthogonal(), 3)]
-    )
+    @pytest.mark.parametrize("count", [1, 3])
+    @EVERY_RULE
     def test_compiles_without_a_graph_break(self, rule, count):
         torch.compiler.reset()
         vectors = list(torch.randn(1 + count, 12))
@@ -198,7 +198,7 @@ class TestWritingInPlace:
         torch.testing.assert_close(gradient, expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@EVERY_RULE
 @given(problem=problems())
 def test_the_rules_keep_the_current_gradient(rule, problem):
     vectors = torch.tensor(np.vstack([problem.gradient, problem.guides]))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +16,8 @@ from runs import Results, Run
 from tabular_image.command_line import as_written
 from tabular_image.data import DATASETS
 from tabular_image.errors import InputError
-from tabular_image.methods import SETTINGS
-from tabular_image.methods.settings import NoSettings
+from tabular_image.methods import METHODS, SETTINGS
+from tabular_image.methods.settings import MethodSettings
 from tabular_image.options import Options
 
 FEATURES, RESNET = "-features", "-resnet18"  # end the names of sets that are compared under the other protocols
@@ -32,8 +32,11 @@ SETS: dict[str, dict[str, Any]] = {
     "leaves100-margin": {**_LEAVES, "table": "margin"},
     "fashion": {"dataset": "fashion", "epochs": 5},
     "houses": {"dataset": "houses", "epochs": 10, "folds": 5, "validation": 0.15},
-    **{name: {"dataset": name, "epochs": 15, "image_size": None} for name in ("dvm", "celeba", "sun", "digits")},
 }
+# All other data sets, as they are; csv is whatever its options say.
+_TAKEN = {options["dataset"] for options in SETS.values()}
+_OTHERS = [name for name, entry in DATASETS.entries.items() if name not in _TAKEN and entry.origin != "your own"]
+SETS |= {name: {"dataset": name, "epochs": 15, "image_size": None} for name in _OTHERS}
 # The same sets with an MLP on fixed features of the pictures as image encoder: a run takes seconds.
 _FEATURES: dict[str, Any] = {"image_encoder": "features", "image_size": 64, "augment": False}
 _LONGER = {"fashion": 10, "houses": 20}
@@ -68,8 +71,8 @@ class Row:
     block: Block = "fused"
     settings: dict[str, Any] = field(default_factory=dict)
     paper: str | None = None
-    searched: dict[str, tuple[Any, ...]] = field(default_factory=dict)
-    stages: dict[str, float] = field(default_factory=dict)
+    searched: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    stages: Mapping[str, float] = field(default_factory=dict)
     label: str = ""
 
     @property
@@ -80,129 +83,71 @@ class Row:
         return self.method if self.block == "one modality" else "fused" if self.block == "fused" else "image"
 
 
-# Every method searches two settings of three values each, where it has as many: the defaults and what lies around them
-# in papers and released code. Concatenation, alternation and the single modalities have none that act on training. The
-# default comes first: the draws of `Search` then try all values of such a pair in three trials.
-_GAAL = {"image_fraction": (0.5, 0.25, 1.0), "table_fraction": (0.5, 0.25, 1.0)}
-_CALIBRATED = {"fusion": "calibrated"}
-_BALANCED = {"class_weights": "balanced", "select": "balanced_accuracy"}
-_PRETRAINED = {"corruption": (0.3, 0.1, 0.5), "temperature": (0.1, 0.05, 0.2)}
+def _row(method: str, label: str, **settings: Any) -> Row:
+    """A row of a registered method with `settings`; what is searched stands with the method's own."""
+    family, own = METHODS.entries[method].family, SETTINGS[method]
+    block: Block = "fused" if family in ("joint", "alternating") else family
+    return Row(method, block, settings, searched=own.searched, stages=own.stages, label=label)
 
 
 def _joint(label: str, **settings: Any) -> Row:
     """A row of the joint turn: shared head, gradient to the joint network alone, calibrated, but for `settings`."""
-    chosen = {"head": "shared", "gradient": "joint", **_CALIBRATED} | settings
-    return Row("gaal_joint", label=label, settings=chosen, searched={} if chosen.get("rule") == "none" else _GAAL)
+    return _row("gaal_joint", label, **{"head": "shared", "gradient": "joint", **_CALIBRATED} | settings)
 
 
-_MISSING: Block = "image alone at test time"
-ROWS: dict[str, Row] = {
-    "image": Row("image", "one modality", label="Image alone", paper="ResNet50"),
-    "table": Row("table", "one modality", label="Table alone", paper="MLP"),
-    "boosting-table": Row("boosting-table", "one modality", label="Gradient boosting (table)"),
-    "logistic-image": Row("logistic-image", "one modality", label="Logistic regression (image features)"),
-    "boosting-both": Row("boosting-both", label="Gradient boosting (both)"),
-    "boosting-stacked": Row("boosting-stacked", label="Stacked boosting and regression"),
-    "concatenation": Row("concatenation", label="Concatenation (CF)", paper="CF"),
-    "maximum": Row("maximum", label="Maximum (MF)", paper="MF", searched={"projection": ("linear", "identity")}),
-    "daft": Row("daft", label="DAFT", paper="DAFT", searched={"reduction": (7, 2, 14)}),
-    "tip": Row("tip", label="TIP", paper="TIP", searched=_PRETRAINED, stages={"pretraining_epochs": 1}),
-    "tip-frozen": Row(
-        "tip",
-        label="TIP, frozen encoder",
-        settings={"encoder": "frozen"},
-        searched=_PRETRAINED,
-        stages={"pretraining_epochs": 1},
-    ),
-    "ogm_ge": Row(
-        "ogm_ge", label="OGM-GE", paper="OGM", searched={"alpha": (0.8, 0.1, 0.3), "share": (0.5, 0.25, 1.0)}
-    ),
-    "mmpareto": Row(
-        "mmpareto",
-        label="MMPareto",
-        paper="MMPareto",
-        searched={"rescale": ("tensor", "encoder"), "gamma": (1.5, 1.0, 2.0)},
-    ),
-    "mla": Row(
-        "mla", label="MLA", paper="MLA", searched={"gate": ("entropy", "fixed"), "image_weight": (0.55, 0.4, 0.7)}
-    ),
-    "di_mml": Row(
-        "di_mml",
-        label="DI-MML",
-        paper="DI-MML",
-        searched={"temperature": (10.0, 20.0, 50.0), "confidence_temperature": (1.0, 0.3, 3.0)},
-    ),
-    "reconboost": Row(
-        "reconboost",
-        label="ReconBoost",
-        paper="ReconBoost",
-        searched={"label_weight": (4.0, 5.0, 8.0), "residual_weight": (1.0, 2.0, 4.0)},
-        stages={"pretraining_epochs": 0.5},
-    ),
-    "lfm": Row("lfm", label="LFM", paper="LFM", searched={"alpha": (None, 0.3, 0.5, 0.7, 0.9)}),
-    "alternating": Row("alternating", label="Alternation"),
-    "gaal": Row("gaal", label="GAAL (paper)", paper="GAAL", searched=_GAAL),
-    "gaal-dualfloor": Row("gaal", label="GAAL, released rule", settings={"rule": "dualfloor"}, searched=_GAAL),
-    "gaal-update": Row("gaal", label="GAAL, update alignment", settings={"align": "update"}, searched=_GAAL),
-    "alternating-calibrated": Row("alternating", label="Alternation, calibrated", settings=_CALIBRATED),
-    "alternating-balanced": Row(
-        "alternating", label="Alternation, calibrated, class weights", settings=_CALIBRATED | _BALANCED
-    ),
-    "gaal-calibrated": Row("gaal", label="GAAL, calibrated", settings=_CALIBRATED, searched=_GAAL),
-    "gaal-joint": _joint("GAAL, joint turn"),
-    "gaal-joint-mean": _joint("GAAL, joint turn, mean of the logits", fusion="mean"),
-    "gaal-joint-auto": _joint("GAAL, joint turn, chosen fusion", fusion="auto"),
-    "gaal-joint-guided": _joint("GAAL, guided joint turn", guided=True),
-    "gaal-joint-encoders": _joint("GAAL, joint turn, encoders", gradient="encoders"),
-    "gaal-joint-own": _joint("GAAL, joint turn, own head", head="own"),
-    "gaal-joint-own-encoders": _joint("GAAL, joint turn, own head, encoders", head="own", gradient="encoders"),
-    "alternating-joint": _joint("Alternation, joint turn", rule="none"),
-    "alternating-joint-own-encoders": _joint(
-        "Alternation, joint turn, own head, encoders", rule="none", head="own", gradient="encoders"
-    ),
-    "kd": Row(
-        "kd",
-        _MISSING,
-        label="KD",
-        paper="KD",
-        searched={"temperature": (4.0, 1.0, 2.0), "weight": (0.5, 0.25, 0.75)},
-        stages={"teacher_epochs": 1},
-    ),
-    "mfh": Row(
-        "mfh",
-        _MISSING,
-        label="MFH",
-        paper="MFH",
-        searched={"removed": (0.75, 0.25, 0.5), "teacher_dropout": (0.5, 0.0, 0.25)},
-        stages={"pair_epochs": 0.5, "teacher_epochs": 1},
-    ),
-    "fmr": Row(
-        "fmr",
-        _MISSING,
-        label="FMR",
-        paper="FMR",
-        searched={"knockdown": (1 / 3, 1 / 6, 1 / 2), "reconstruction": (0.1, 0.01, 1.0)},
-    ),
-    "mmcl": Row("mmcl", _MISSING, label="MMCL", paper="MMCL", searched=_PRETRAINED, stages={"pretraining_epochs": 2}),
-    "mmcl-frozen": Row(
-        "mmcl",
-        _MISSING,
-        label="MMCL, frozen encoder",
-        settings={"encoder": "frozen"},
-        searched=_PRETRAINED,
-        stages={"pretraining_epochs": 2},
-    ),
-    # A table of one kind of columns has one of the two weights.
-    "charms": Row(
-        "charms",
-        _MISSING,
-        label="CHARMS",
-        paper="CHARMS",
-        searched={"numeric_weight": (0.03, 0.3, 1.0), "categorical_weight": (0.03, 0.3, 1.0)},
-    ),
-    "gaal_star": Row("gaal_star", _MISSING, label="GAAL*", paper="GAAL*", searched=_GAAL),
+def _without_surgery(row: Row) -> Row:
+    """The row with alternation alone, whose guides train nothing: there is nothing to search."""
+    return replace(row, settings=row.settings | {"rule": "none"}, searched={})
+
+
+_CALIBRATED = {"fusion": "calibrated"}
+_BALANCED = {"class_weights": "balanced", "select": "balanced_accuracy"}
+_JOINT = "GAAL, joint turn"
+_JOINT_ALONE = "Alternation, joint turn"
+
+# Every method has a row with its defaults. What else is compared follows the row of its method.
+_VARIANTS: dict[str, dict[str, Row]] = {
+    "table": {
+        "boosting-table": Row("boosting-table", "one modality", label="Gradient boosting (table)"),
+        "logistic-image": Row("logistic-image", "one modality", label="Logistic regression (image features)"),
+        "boosting-both": Row("boosting-both", label="Gradient boosting (both)"),
+        "boosting-stacked": Row("boosting-stacked", label="Stacked boosting and regression"),
+    },
+    "tip": {"tip-frozen": _row("tip", "TIP, frozen encoder", encoder="frozen")},
+    "gaal": {
+        "gaal-dualfloor": _row("gaal", "GAAL, released rule", rule="dualfloor"),
+        "gaal-update": _row("gaal", "GAAL, update alignment", align="update"),
+        "alternating-calibrated": _row("alternating", "Alternation, calibrated", **_CALIBRATED),
+        "alternating-balanced": _row("alternating", "Alternation, calibrated, class weights", **_CALIBRATED, **_BALANCED),
+        "gaal-calibrated": _row("gaal", "GAAL, calibrated", **_CALIBRATED),
+    },
+    "gaal_joint": {
+        "gaal-joint": _joint(_JOINT),
+        "gaal-joint-mean": _joint(f"{_JOINT}, mean of the logits", fusion="mean"),
+        "gaal-joint-auto": _joint(f"{_JOINT}, chosen fusion", fusion="auto"),
+        "gaal-joint-guided": _joint("GAAL, guided joint turn", guided=True),
+        "gaal-joint-encoders": _joint(f"{_JOINT}, encoders", gradient="encoders"),
+        "gaal-joint-own": _joint(f"{_JOINT}, own head", head="own"),
+        "gaal-joint-own-encoders": _joint(f"{_JOINT}, own head, encoders", head="own", gradient="encoders"),
+        "alternating-joint": _without_surgery(_joint(_JOINT_ALONE)),
+        "alternating-joint-own-encoders": _without_surgery(
+            _joint(f"{_JOINT_ALONE}, own head, encoders", head="own", gradient="encoders")
+        ),
+    },
+    "mmcl": {"mmcl-frozen": _row("mmcl", "MMCL, frozen encoder", encoder="frozen")},
 }
-REFERENCE = {"fused": "gaal", _MISSING: "gaal_star"}
+
+
+def _rows() -> Iterator[tuple[str, Row]]:
+    labels = {"gaal": "GAAL (paper)"}
+    for name, entry in METHODS.entries.items():
+        if name != "gaal_joint":  # all of its rows are variants
+            yield name, replace(_row(name, labels.get(name) or METHODS.title(name)), paper=entry.paper)
+        yield from _VARIANTS.get(name, {}).items()
+
+
+ROWS = dict(_rows())
+REFERENCE = {"fused": "gaal", "image alone at test time": "gaal_star"}
 
 # Optimizer, learning rate and weight decay, in the order in which every method tries them; the first is the default.
 # Half are SGD, because Adam undoes the methods that scale gradients.
@@ -277,9 +222,10 @@ def known_rows(names: Sequence[str] | None) -> list[str]:
 
 def row_options(base: Options, row: Row, **changes: Any) -> Options:
     """A set's options with the method of a row; `changes` are settings of the method or options of train.py."""
-    kind = SETTINGS.get(row.method, NoSettings)
+    kind = SETTINGS.get(row.method, MethodSettings)
     changes = row.settings | {name: max(1, round(share * base.epochs)) for name, share in row.stages.items()} | changes
-    own = {name: value for name, value in changes.items() if name in kind.__dataclass_fields__}
+    names = {option.name for option in fields(kind)}
+    own = {name: value for name, value in changes.items() if name in names}
     common = {name: value for name, value in changes.items() if name not in own}
     return replace(base, method=row.method, settings=kind(**own), **common)
 

@@ -22,7 +22,7 @@ from urllib.request import Request, urlopen
 from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
-from tabular_image.data.pages import PAGES
+from tabular_image.data import PAGES
 from tabular_image.errors import InputError
 from tabular_image.files import replacing
 

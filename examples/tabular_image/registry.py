@@ -4,40 +4,66 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
 from pkgutil import resolve_name
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from .errors import InputError
 
 T = TypeVar("T")
 
 
-class Registry(Mapping[str, T]):
+@dataclass(frozen=True)
+class Entry:
+    """The registration of an object, in one line.
+
+    Attributes:
+        place: "module:object" in the registry's package.
+    """
+
+    place: str
+
+
+E = TypeVar("E", bound=Entry)
+
+
+class Registry(Mapping[str, T], Generic[T, E]):
     """Objects by name; each is imported when it is asked for.
+
+    The first line of a module's docstring is `TITLE: SUMMARY.`, and is read without importing the module.
 
     Args:
         kind: What the objects are, in error messages.
         package: Holds their modules.
-        places: "module:object" in the package, by name.
+        entries: Their registrations by name.
     """
 
-    def __init__(self, kind: str, package: str, places: Mapping[str, str]) -> None:
+    def __init__(self, kind: str, package: str, entries: Mapping[str, E]) -> None:
         self._kind = kind
         self._package = package
-        self._places = places
+        self.entries = entries
 
     def __getitem__(self, name: str) -> T:
-        found: T = resolve_name(f"{self._package}.{self._places[name]}")
+        found: T = resolve_name(f"{self._package}.{self.entries[name].place}")
         return found
 
     def __contains__(self, name: Any) -> bool:
-        return name in self._places  # Mapping's own would import
+        return name in self.entries  # Mapping's own would import
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self.entries)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.entries)
+
+    def title(self, name: str) -> str:
+        """What the literature calls it, as in `OGM-GE`."""
+        return self._headline(name)[0]
+
+    def summary(self, name: str) -> str:
+        """What it is, in a few words that go on after the title; without a full stop."""
+        return self._headline(name)[1]
 
     def check(self, name: str) -> None:
         """Refuses an unknown name.
@@ -47,6 +73,13 @@ class Registry(Mapping[str, T]):
         """
         if name not in self:
             raise unknown(self._kind, name, self)
+
+    def _headline(self, name: str) -> tuple[str, str]:
+        module, _, _ = self.entries[name].place.partition(":")
+        lines = files(self._package).joinpath(f"{module}.py").read_text(encoding="utf-8").splitlines()
+        first = next((line for line in lines if line.startswith('"""')), "")
+        title, _, summary = first.strip('"').partition(": ")
+        return title, summary.removesuffix(".")
 
 
 def unknown(kind: str, name: str, names: Iterable[str]) -> InputError:

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from tabular_image.data import Samples, images, load
+from tabular_image.data import DATASETS, Samples, images, load
 from tabular_image.data.images import random_affine, read_image
 from tabular_image.data.module import TabularImageData
 from tabular_image.data.splits import split_rows
@@ -607,7 +607,7 @@ def test_load_says_what_is_wrong(name: str, root: str | None, options: dict[str,
     assert [word for word in words if word not in str(caught.value)] == []
 
 
-@pytest.mark.parametrize("name", ["leaves100", "houses", "fashion"])
+@pytest.mark.parametrize("name", [name for name, entry in DATASETS.entries.items() if entry.origin == "as published"])
 def test_an_empty_folder_is_named(tmp_path: Path, name: str):
     (tmp_path / name).mkdir()
     with pytest.raises(InputError, match=r"does not exist; .* must hold"):

@@ -20,7 +20,7 @@ import pytest
 from imports import run_with_imports
 from originals import dvm_tables, picture, write_celeba, write_dvm, write_sun, write_tar
 from tabular_image import prepare
-from tabular_image.data import load
+from tabular_image.data import DATASETS, PAGES, load
 from tabular_image.errors import InputError
 from torchvision.datasets import CelebA
 
@@ -69,6 +69,12 @@ def test_missing_archives_are_named_with_their_page(
     assert prepare.main(command(name, tmp_path, tmp_path / "data")) == 2
     assert files[0] not in error(capsys)
     assert not (tmp_path / "data").exists()
+
+
+def test_every_set_that_is_prepared_has_archives():
+    prepared = {name for name, entry in DATASETS.entries.items() if entry.origin == "prepared"}
+    assert prepare.ARCHIVES.keys() == prepared
+    assert prepared <= PAGES.keys()
 
 
 def test_help_and_preparation_import_no_training(archives: Path, tmp_path: Path):

@@ -4,30 +4,60 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from .. import registry
 from ..errors import InputError
-from ..registry import Registry
-from .pages import PAGES
 from .samples import Samples
 
-DATASETS: Registry[Callable[..., Samples]] = Registry(
+Origin = Literal["bundled", "as published", "your own", "prepared"]
+
+
+@dataclass(frozen=True)
+class Entry(registry.Entry):
+    """The registration of a data set.
+
+    Attributes:
+        origin: where its files are from: a package has them; they lie as their publisher offers them; they are yours;
+            or `prepare.py` makes them from published archives.
+        size: rows and classes.
+        page: of the publisher.
+    """
+
+    origin: Origin
+    size: str
+    page: str = ""
+
+
+DATASETS: registry.Registry[Callable[..., Samples], Entry] = registry.Registry(
     "data set",
     __name__,
     {
-        "digits": "digits:digits",
-        "leaves100": "leaves100:leaves100",
-        "houses": "houses:houses",
-        "fashion": "fashion:fashion",
-        "csv": "csv:csv",
-        "dvm": "dvm:dvm",
-        "celeba": "celeba:celeba",
-        "sun": "sun:sun",
+        "digits": Entry("digits:digits", "bundled", "1,797 rows, 10 classes"),
+        "leaves100": Entry("leaves100:leaves100", "as published", "1,584 or 1,600 rows, 99 or 100 classes"),
+        "houses": Entry("houses:houses", "as published", "535 rows, 4 price quartiles"),
+        "fashion": Entry("fashion:fashion", "as published", "9,082 rows, 30 classes"),
+        "csv": Entry("csv:csv", "your own", "yours"),
+        "dvm": Entry("dvm:dvm", "prepared", "176,414 rows, 286 classes", "https://deepvisualmarketing.github.io/"),
+        "celeba": Entry(
+            "celeba:celeba",
+            "prepared",
+            "202,599 rows, attractive or not",
+            "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
+        ),
+        "sun": Entry(
+            "sun:sun",
+            "prepared",
+            "14,340 rows, open area or not",
+            "https://cs.brown.edu/~gmpatter/sunattributes.html",
+        ),
     },
 )
+PAGES = {name: entry.page for name, entry in DATASETS.entries.items() if entry.page}
 
-__all__ = ["DATASETS", "Samples", "load"]
+__all__ = ["DATASETS", "PAGES", "Entry", "Samples", "load"]
 
 
 def load(name: str, data_root: Path | str | None = None, **options: Any) -> Samples:
@@ -64,6 +94,6 @@ def _folder(name: str, data_root: Path | str | None) -> Path:
     for folder in (Path(data_root) / name, Path(data_root) / f"{name}_small"):
         if folder.is_dir():
             return folder
-    if name in PAGES:
+    if DATASETS.entries[name].origin == "prepared":
         return Path(data_root) / name  # its reader says how to prepare it
     raise InputError(f"{Path(data_root) / name} does not exist; --data_root must be the folder that holds {name}/")

@@ -1,4 +1,4 @@
-"""CelebA (Liu et al., 2015): faces and forty attributes of each."""
+"""CelebA (Liu et al., 2015): a face; its 39 other attributes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torchvision.datasets import CelebA
 from torchvision.datasets.utils import check_integrity
 
 from ..errors import InputError
-from .pages import PAGES
+from . import PAGES
 from .paper import require
 from .samples import Samples
 

@@ -1,4 +1,4 @@
-"""Anyone's own data: a table with columns of image paths."""
+"""Your own data: a table with columns of image paths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Handwritten digits bundled with scikit-learn: one half as an image, the other half as measurements."""
+"""Handwritten digits (Alpaydin and Kaynak, 1998): the right half of a scan; measurements of ink in the left half."""
 
 from __future__ import annotations
 

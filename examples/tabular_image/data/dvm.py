@@ -1,4 +1,4 @@
-"""DVM-CAR (Huang et al., 2022): photographs of used cars and the adverts that they illustrate."""
+"""DVM-CAR (Huang et al., 2022): a photograph of a used car; 13 numbers and 4 categories of its advert."""
 
 from __future__ import annotations
 

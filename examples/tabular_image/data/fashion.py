@@ -1,4 +1,4 @@
-"""Fashion Product Images (Small), from Kaggle: catalogue photos with a short table."""
+"""Fashion Product Images (Small; Kaggle): a catalogue photograph; gender, colour, season, year and usage."""
 
 from __future__ import annotations
 

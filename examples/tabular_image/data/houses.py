@@ -1,4 +1,4 @@
-"""Houses Dataset (Ahmed and Moustafa, 2016): four photos and four facts of each house."""
+"""Houses Dataset (Ahmed and Moustafa, 2016): four photographs in one mosaic; rooms, area and zip code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One-hundred plant species leaves (Mallah, Cope, Orwell 2013), from the UCI repository."""
+"""One-hundred plant species leaves (Mallah, Cope and Orwell, 2013; UCI): a silhouette and a histogram of the leaf."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..errors import InputError
-from .pages import PAGES
+from . import PAGES
 from .samples import Samples
 from .splits import split_rows
 

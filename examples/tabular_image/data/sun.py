@@ -1,4 +1,4 @@
-"""SUN Attribute database (Patterson and Hays, 2012): photographs of scenes and what people see in them."""
+"""SUN Attribute (Patterson and Hays, 2012): a photograph of a scene; its 101 other attributes."""
 
 from __future__ import annotations
 

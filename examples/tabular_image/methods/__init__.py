@@ -2,40 +2,66 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-from ..registry import Registry
+from .. import registry
 from . import settings as of
 
 if TYPE_CHECKING:
     from .base import Method
 
-_REGISTERED: dict[str, tuple[str, type[Any]]] = {
-    "image": ("image_only:ImageOnly", of.NoSettings),
-    "table": ("table_only:TableOnly", of.NoSettings),
-    "concatenation": ("concatenation:Concatenation", of.ConcatenationSettings),
-    "maximum": ("maximum:Maximum", of.MaximumSettings),
-    "daft": ("daft:DAFT", of.DAFTSettings),
-    "tip": ("tip:TIP", of.TIPSettings),
-    "ogm_ge": ("ogm_ge:OGMGE", of.OGMGESettings),
-    "mmpareto": ("mmpareto:MMPareto", of.MMParetoSettings),
-    "mla": ("mla:MLA", of.MLASettings),
-    "di_mml": ("di_mml:DIMML", of.DIMMLSettings),
-    "reconboost": ("reconboost:ReconBoost", of.ReconBoostSettings),
-    "lfm": ("lfm:LFM", of.LFMSettings),
-    "alternating": ("alternating:Alternating", of.AlternatingSettings),
-    "gaal": ("gaal:GAAL", of.GAALSettings),
-    "gaal_joint": ("gaal_joint:GAALJoint", of.GAALJointSettings),
-    "kd": ("kd:KD", of.KDSettings),
-    "mfh": ("mfh:MFH", of.MFHSettings),
-    "fmr": ("fmr:FMR", of.FMRSettings),
-    "mmcl": ("mmcl:MMCL", of.MMCLSettings),
-    "charms": ("charms:CHARMS", of.CHARMSSettings),
-    "gaal_star": ("gaal_star:GAALStar", of.GAALSettings),
-}
+Family = Literal["one modality", "joint", "alternating", "image alone at test time"]
+_ALONE: Family = "image alone at test time"
 
-_PLACES = {name: place for name, (place, _) in _REGISTERED.items()}
-METHODS: Registry[type[Method]] = Registry("method", __name__, _PLACES)
-SETTINGS = {name: settings for name, (_, settings) in _REGISTERED.items()}
 
-__all__ = ["METHODS", "SETTINGS"]
+@dataclass(frozen=True)
+class Entry(registry.Entry):
+    """The registration of a method.
+
+    Attributes:
+        settings: its own options.
+        family: what it looks at, and how it is trained: both modalities jointly, or in turns.
+        predictions: what it reports, the prediction that it is judged by first.
+        paper: its row of the paper's Table I.
+    """
+
+    settings: type[of.MethodSettings]
+    family: Family
+    predictions: tuple[str, ...]
+    paper: str | None = None
+
+
+_FUSED = ("fused",)
+_THREE = ("fused", "image", "table")
+
+METHODS: registry.Registry[type[Method], Entry] = registry.Registry(
+    "method",
+    __name__,
+    {
+        "image": Entry("image_only:ImageOnly", of.MethodSettings, "one modality", ("image",), "ResNet50"),
+        "table": Entry("table_only:TableOnly", of.MethodSettings, "one modality", ("table",), "MLP"),
+        "concatenation": Entry("concatenation:Concatenation", of.ConcatenationSettings, "joint", _THREE, "CF"),
+        "maximum": Entry("maximum:Maximum", of.MaximumSettings, "joint", _FUSED, "MF"),
+        "daft": Entry("daft:DAFT", of.DAFTSettings, "joint", _FUSED, "DAFT"),
+        "tip": Entry("tip:TIP", of.TIPSettings, "joint", _FUSED, "TIP"),
+        "ogm_ge": Entry("ogm_ge:OGMGE", of.OGMGESettings, "joint", _THREE, "OGM"),
+        "mmpareto": Entry("mmpareto:MMPareto", of.MMParetoSettings, "joint", _THREE, "MMPareto"),
+        "mla": Entry("mla:MLA", of.MLASettings, "alternating", _THREE, "MLA"),
+        "di_mml": Entry("di_mml:DIMML", of.DIMMLSettings, "joint", _THREE, "DI-MML"),
+        "reconboost": Entry("reconboost:ReconBoost", of.ReconBoostSettings, "alternating", _THREE, "ReconBoost"),
+        "lfm": Entry("lfm:LFM", of.LFMSettings, "joint", _THREE, "LFM"),
+        "alternating": Entry("alternating:Alternating", of.AlternatingSettings, "alternating", _THREE),
+        "gaal": Entry("gaal:GAAL", of.GAALSettings, "alternating", _THREE, "GAAL"),
+        "gaal_joint": Entry("gaal_joint:GAALJoint", of.GAALJointSettings, "alternating", (*_THREE, "joint")),
+        "kd": Entry("kd:KD", of.KDSettings, _ALONE, ("image",), "KD"),
+        "mfh": Entry("mfh:MFH", of.MFHSettings, _ALONE, ("image",), "MFH"),
+        "fmr": Entry("fmr:FMR", of.FMRSettings, _ALONE, ("image",), "FMR"),
+        "mmcl": Entry("mmcl:MMCL", of.MMCLSettings, _ALONE, ("image",), "MMCL"),
+        "charms": Entry("charms:CHARMS", of.CHARMSSettings, _ALONE, ("image",), "CHARMS"),
+        "gaal_star": Entry("gaal_star:GAALStar", of.GAALSettings, _ALONE, ("image",), "GAAL*"),
+    },
+)
+SETTINGS = {name: entry.settings for name, entry in METHODS.entries.items()}
+
+__all__ = ["METHODS", "SETTINGS", "Entry", "Family"]

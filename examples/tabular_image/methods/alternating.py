@@ -1,4 +1,4 @@
-"""Alternation without surgery: its guides are observed and never followed, so that its conflicts are measured."""
+"""Alternation: turns without surgery, whose guides are observed and never followed, so that conflicts are measured."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from ..models import image_encoder, table_encoder
 from ..options import Options
 from ..tasks import TASKS, Task, build_task
 from .fusion import FUSIONS, fusion_losses
-from .settings import NoSettings
+from .settings import MethodSettings
 
 Logits = dict[str, Tensor]
 ALL_TASKS = tuple(TASKS)
@@ -66,7 +66,7 @@ class Method(L.LightningModule):
         outputs: columns of a head, C: one a class or label, two of a number.
     """
 
-    Settings: ClassVar[type[Any]] = NoSettings
+    Settings: ClassVar[type[Any]] = MethodSettings
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
     several_processes: ClassVar[bool] = False
     modalities: ClassVar[tuple[str, ...]] = ("image", "table")

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from gaal_surgery import DualFloor, HalfSpace, Orthogonal
+from gaal_surgery import HalfSpace
+from gaal_surgery.surgery import RULES
 
 from .alternating import Alternating, keep_gradient
 from .settings import GAALSettings
@@ -22,13 +23,6 @@ class GAAL(Alternating):
 
     def rule(self) -> Callable[[Tensor], Tensor]:
         """The rule of surgery."""
-        match self.settings.rule:
-            case "halfspace":
-                return HalfSpace(self.settings.margin, self.settings.relative)
-            case "dualfloor":
-                return DualFloor()
-            case "orthogonal":
-                return Orthogonal()
-            case "none":
-                return keep_gradient
-        raise AssertionError(self.settings.rule)
+        if self.settings.rule == "halfspace":
+            return HalfSpace(self.settings.margin, self.settings.relative)
+        return keep_gradient if self.settings.rule == "none" else RULES[self.settings.rule]()

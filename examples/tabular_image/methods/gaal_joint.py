@@ -1,4 +1,4 @@
-"""GAAL with a third turn: the joint voice sees both modalities at once, and is one more modality to the library."""
+"""GAAL with a joint turn: a third voice sees both modalities at once, and is one more modality to the library."""
 
 from __future__ import annotations
 

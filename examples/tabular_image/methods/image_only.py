@@ -1,4 +1,4 @@
-"""The image alone: an encoder and a linear classifier."""
+"""Image alone: an encoder and a linear classifier."""
 
 from __future__ import annotations
 

@@ -5,21 +5,38 @@ The command line and its help need all of them, and the code of no method, whose
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from ..options import Finite, Fraction, Share
 
+# The keys of gaal_surgery.surgery.RULES, which would import torch; a test compares them.
+RuleName = Literal["halfspace", "dualfloor", "orthogonal"]
+
+_PRETRAINED = {"corruption": (0.3, 0.1, 0.5), "temperature": (0.1, 0.05, 0.2)}
+_GUIDES = {"image_fraction": (0.5, 0.25, 1.0), "table_fraction": (0.5, 0.25, 1.0)}
+
 
 @dataclass(frozen=True)
-class NoSettings:
-    """A method without options of its own."""
+class MethodSettings:
+    """The options of a method; itself, those of a method without any.
+
+    Attributes:
+        searched: values that the benchmark's search may choose, by option; the default first. Two options of three
+            values each, where a method has as many that act on its training: the defaults and what lies around them in
+            papers and released code. The search's draws then try all values of such a pair in three trials.
+        stages: options that are lengths of earlier stages, as multiples of the benchmark's epochs.
+    """
+
+    searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    stages: ClassVar[Mapping[str, float]] = {}
 
 
 @dataclass(frozen=True)
-class ConcatenationSettings:
+class ConcatenationSettings(MethodSettings):
     """What to measure."""
 
     measure_conflict: bool = False
@@ -28,23 +45,27 @@ class ConcatenationSettings:
 
 
 @dataclass(frozen=True)
-class MaximumSettings:
+class MaximumSettings(MethodSettings):
     """Fusion."""
 
     projection: Literal["linear", "identity"] = "linear"
     """What the image features pass before the maximum: a linear layer, or nothing."""
 
+    searched: ClassVar = {"projection": ("linear", "identity")}
+
 
 @dataclass(frozen=True)
-class DAFTSettings:
+class DAFTSettings(MethodSettings):
     """The transform."""
 
     reduction: PositiveInt = 7
     """The hidden layer that scale and shift are computed through has (C + D) / reduction units."""
 
+    searched: ClassVar = {"reduction": (7, 2, 14)}
+
 
 @dataclass(frozen=True)
-class TIPSettings:
+class TIPSettings(MethodSettings):
     """Size, pretraining and what follows it."""
 
     width: PositiveInt = 128
@@ -66,9 +87,12 @@ class TIPSettings:
     temperature: PositiveFloat = 0.1
     """Of the similarities."""
 
+    searched: ClassVar = _PRETRAINED
+    stages: ClassVar = {"pretraining_epochs": 1}
+
 
 @dataclass(frozen=True)
-class OGMGESettings:
+class OGMGESettings(MethodSettings):
     """Modulation of the encoders' gradients."""
 
     alpha: PositiveFloat = 0.8
@@ -81,9 +105,11 @@ class OGMGESettings:
     """What is modulated: every tensor of an encoder that is not one-dimensional, or those of four dimensions alone. The
     latter is the released code's, and never restrains a table encoder."""
 
+    searched: ClassVar = {"alpha": (0.8, 0.1, 0.3), "share": (0.5, 0.25, 1.0)}
+
 
 @dataclass(frozen=True)
-class MMParetoSettings:
+class MMParetoSettings(MethodSettings):
     """Size of the encoders' gradients."""
 
     gamma: PositiveFloat = 1.5
@@ -92,9 +118,11 @@ class MMParetoSettings:
     """What is brought to the length of the plain sum: each tensor by itself, as in the released code, which bends the
     direction; or the whole encoder's gradient, which keeps it."""
 
+    searched: ClassVar = {"rescale": ("tensor", "encoder"), "gamma": (1.5, 1.0, 2.0)}
+
 
 @dataclass(frozen=True)
-class MLASettings:
+class MLASettings(MethodSettings):
     """Projection of the head's gradient, and fusion."""
 
     projection: Literal["paper", "code", "none"] = "paper"
@@ -107,9 +135,11 @@ class MLASettings:
     image_weight: ClosedUnitInterval = 0.55
     """Weight of the image for gate fixed."""
 
+    searched: ClassVar = {"gate": ("entropy", "fixed"), "image_weight": (0.55, 0.4, 0.7)}
+
 
 @dataclass(frozen=True)
-class DIMMLSettings:
+class DIMMLSettings(MethodSettings):
     """Stages, loss weights and temperatures."""
 
     encoder_epochs: PositiveInt | None = None
@@ -124,9 +154,11 @@ class DIMMLSettings:
     confidence_temperature: PositiveFloat = 1.0
     """Temperature of the weights of the three predictions (tau_2); 1 or 3 in the released code, by data set."""
 
+    searched: ClassVar = {"temperature": (10.0, 20.0, 50.0), "confidence_temperature": (1.0, 0.3, 3.0)}
+
 
 @dataclass(frozen=True)
-class ReconBoostSettings:
+class ReconBoostSettings(MethodSettings):
     """Rounds and loss weights."""
 
     pretraining_epochs: PositiveInt = 10
@@ -149,17 +181,22 @@ class ReconBoostSettings:
     fresh_optimizer: bool = False
     """Begin every phase with an optimizer without memory, as the released code does."""
 
+    searched: ClassVar = {"label_weight": (4.0, 5.0, 8.0), "residual_weight": (1.0, 2.0, 4.0)}
+    stages: ClassVar = {"pretraining_epochs": 0.5}
+
 
 @dataclass(frozen=True)
-class LFMSettings:
+class LFMSettings(MethodSettings):
     """The weight of classification."""
 
     alpha: ClosedUnitInterval | None = None
     """A constant weight of classification against matching; None takes the authors' curve over the epochs."""
 
+    searched: ClassVar = {"alpha": (None, 0.3, 0.5, 0.7, 0.9)}
+
 
 @dataclass(frozen=True)
-class GuideSettings:
+class GuideSettings(MethodSettings):
     """Guides."""
 
     image_fraction: Fraction = 0.5
@@ -189,10 +226,10 @@ class AlternatingSettings(GuideSettings):
 
 
 @dataclass(frozen=True)
-class SurgerySettings:
+class SurgerySettings(MethodSettings):
     """Surgery."""
 
-    rule: Literal["halfspace", "dualfloor", "orthogonal"] = "halfspace"
+    rule: RuleName = "halfspace"
     """Rule of surgery: halfspace is the paper's, dualfloor that of its released code."""
     margin: Finite = 0.0
     """Margin of halfspace, the least inner product with the guide."""
@@ -204,12 +241,14 @@ class SurgerySettings:
 class GAALSettings(AlternatingSettings, SurgerySettings):
     """Turns, guides and surgery."""
 
+    searched: ClassVar = _GUIDES
+
 
 @dataclass(frozen=True)
 class GAALJointSettings(GuideSettings, SurgerySettings):
     """The joint turn, guides and surgery."""
 
-    rule: Literal["halfspace", "dualfloor", "orthogonal", "none"] = "halfspace"
+    rule: Literal[RuleName, "none"] = "halfspace"
     """Rule of surgery: halfspace is the paper's, dualfloor that of its released code; none is plain alternation."""
     head: Literal["own", "shared"] = "own"
     """The head of the joint turn: one of its own, or that of image and table."""
@@ -222,9 +261,11 @@ class GAALJointSettings(GuideSettings, SurgerySettings):
     dropout: Share = 0.5
     """Share of its hidden features that the joint network misses in training."""
 
+    searched: ClassVar = _GUIDES
+
 
 @dataclass(frozen=True)
-class KDSettings:
+class KDSettings(MethodSettings):
     """Teacher and distillation."""
 
     weight: ClosedUnitInterval = 0.5
@@ -236,9 +277,12 @@ class KDSettings:
     teacher_dropout: Share = 0.5
     """Share of its features that the teacher misses in training, so that it is less sure of the rows it has seen."""
 
+    searched: ClassVar = {"temperature": (4.0, 1.0, 2.0), "weight": (0.5, 0.25, 0.75)}
+    stages: ClassVar = {"teacher_epochs": 1}
+
 
 @dataclass(frozen=True)
-class MFHSettings:
+class MFHSettings(MethodSettings):
     """Which columns are kept, and the teacher."""
 
     removed: Share = 0.75
@@ -255,9 +299,12 @@ class MFHSettings:
     teacher_dropout: Share = 0.5
     """Share of its features that the teacher misses in training, so that it is less sure of the rows it has seen."""
 
+    searched: ClassVar = {"removed": (0.75, 0.25, 0.5), "teacher_dropout": (0.5, 0.0, 0.25)}
+    stages: ClassVar = {"pair_epochs": 0.5, "teacher_epochs": 1}
+
 
 @dataclass(frozen=True)
-class FMRSettings:
+class FMRSettings(MethodSettings):
     """The knockdown's schedule and the table's reconstruction."""
 
     joint: ClosedUnitInterval = 1 / 3
@@ -268,9 +315,11 @@ class FMRSettings:
     reconstruction: NonNegativeFloat = 0.1
     """Weight of the table's reconstruction from the image's features, averaged over rows and columns."""
 
+    searched: ClassVar = {"knockdown": (1 / 3, 1 / 6, 1 / 2), "reconstruction": (0.1, 0.01, 1.0)}
+
 
 @dataclass(frozen=True)
-class MMCLSettings:
+class MMCLSettings(MethodSettings):
     """Pretraining and what follows it."""
 
     pretraining_epochs: PositiveInt = 60
@@ -286,9 +335,12 @@ class MMCLSettings:
     image_weight: ClosedUnitInterval = 0.5
     """Weight of finding an image's table row among the batch's; the rest is for finding a row's image."""
 
+    searched: ClassVar = _PRETRAINED
+    stages: ClassVar = {"pretraining_epochs": 2}
+
 
 @dataclass(frozen=True)
-class CHARMSSettings:
+class CHARMSSettings(MethodSettings):
     """Weights of the losses and the pairing; the workshop version has all weights 1 and sums over the columns."""
 
     table_weight: NonNegativeFloat = 0.6
@@ -305,3 +357,6 @@ class CHARMSSettings:
     """Groups of channels, at most."""
     rows: PositiveInt = 512
     """Training rows that a pairing is made from, at most."""
+
+    # A table of one kind of columns has one of the two weights.
+    searched: ClassVar = {"numeric_weight": (0.03, 0.3, 1.0), "categorical_weight": (0.03, 0.3, 1.0)}

@@ -1,4 +1,4 @@
-"""The table alone: an encoder and a linear classifier."""
+"""Table alone: an encoder and a linear classifier."""
 
 from __future__ import annotations
 

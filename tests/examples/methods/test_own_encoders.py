@@ -9,6 +9,7 @@ import pytest
 import torch
 from tabular_image import train
 from tabular_image.errors import InputError
+from tabular_image.methods import METHODS
 from tabular_image.models import image_encoder, table_encoder
 from tabular_image.models.table import TableFTTransformer
 from test_borders import told
@@ -165,7 +166,7 @@ def test_weights_of_ones_own_encoder_are_the_factorys(name):
         image_encoder(f"{name}:Flat", 3, pretrained=True)
 
 
-@pytest.mark.parametrize("method", ["image", "daft", "tip", "fmr", "charms"])
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if "table" not in method.modalities])
 def test_a_method_without_a_table_encoder_refuses_one(method, arguments, tmp_path, capsys):
     words = arguments(tmp_path / "run", method=method, table_encoder="ft_transformer", path="there is no such table")
     assert train.main(words) == 2
