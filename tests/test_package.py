@@ -14,11 +14,8 @@ def test_every_public_name_is_there_and_has_a_docstring():
         assert getattr(gaal_surgery, name).__doc__, name
 
 
-def test_every_rule_is_public_and_in_the_docs():
-    reference = (README.parent / "docs" / "api.md").read_text()
-    for rule in RULES.values():
-        assert rule.__name__ in gaal_surgery.__all__
-        assert rule.__name__ in reference
+def test_every_rule_is_public():
+    assert {rule.__name__ for rule in RULES.values()} <= {*gaal_surgery.__all__}
 
 
 def test_the_version_is_that_of_the_distribution():

@@ -118,7 +118,9 @@ _VARIANTS: dict[str, dict[str, Row]] = {
         "gaal-dualfloor": _row("gaal", "GAAL, released rule", rule="dualfloor"),
         "gaal-update": _row("gaal", "GAAL, update alignment", align="update"),
         "alternating-calibrated": _row("alternating", "Alternation, calibrated", **_CALIBRATED),
-        "alternating-balanced": _row("alternating", "Alternation, calibrated, class weights", **_CALIBRATED, **_BALANCED),
+        "alternating-balanced": _row(
+            "alternating", "Alternation, calibrated, class weights", **_CALIBRATED, **_BALANCED
+        ),
         "gaal-calibrated": _row("gaal", "GAAL, calibrated", **_CALIBRATED),
     },
     "gaal_joint": {
