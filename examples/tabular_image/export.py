@@ -44,10 +44,10 @@ def export(run: str, out: str | None = None, onnx: bool = False, data_root: str 
     logits of classes or labels, or mean and log-variance of a standardised number.
 
     Args:
-        run: folder of a run of train.py.
-        out: file to write; default model.pt2 in the run folder, or model.onnx.
-        onnx: write ONNX in place of torch's own format; needs the packages onnx, onnxscript and onnxruntime.
-        data_root: where the data set lies now; default where it lay for the run.
+        run: Folder of a run of train.py.
+        out: File to write. The default is model.pt2 in the run folder, or model.onnx.
+        onnx: Write ONNX in place of torch's own format. ONNX needs the packages onnx, onnxscript and onnxruntime.
+        data_root: Folder where the data set lies now. The default is the folder that the run read.
 
     Raises:
         InputError: the model cannot be exported, its data are not at hand, or the exported model differs.
@@ -99,7 +99,13 @@ def _written(model: Fused, example: tuple[Tensor, Tensor], path: Path, onnx: boo
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    return run_command(export, "export.py", "Export a model of train.py.", arguments)
+    return run_command(
+        export,
+        "export.py",
+        "Write the model of a run of train.py for other programs, and compare its outputs on the test rows.",
+        arguments,
+        example="--run runs/digits-gaal-seed0",
+    )
 
 
 if __name__ == "__main__":
