@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import pandas as pd
 from matplotlib.figure import Figure
+from output import command
 from protocol import Row
 from runs import histories
-from study import Study, command
+from study import Study
 
 VARIANTS = {
     "joint": Row("concatenation", settings={"measure_conflict": True}),
@@ -57,4 +58,4 @@ def _draw(table: pd.DataFrame, title: str) -> Figure:
 
 
 if __name__ == "__main__":
-    command(main, __doc__)
+    command(main, __doc__, "--sets '[leaves100-texture]' --seeds 1", Study)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import pandas as pd
 from matplotlib.figure import Figure
+from output import command
 from protocol import Row
-from study import Study, command
+from study import Study
 
 FRACTIONS = (0.1, 0.25, 0.5, 0.75, 1.0)
 MARGINS = (-0.01, 0.0, 0.001, 0.01, 0.1)
@@ -52,4 +53,4 @@ def _draw(table: pd.DataFrame, title: str) -> Figure:
 
 
 if __name__ == "__main__":
-    command(main, __doc__)
+    command(main, __doc__, "--sets '[leaves100-texture]' --seeds 1", Study)

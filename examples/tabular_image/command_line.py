@@ -138,7 +138,7 @@ def _holds_something(folder: Path) -> bool:
 
 def _line() -> CommandLine:
     line = CommandLine(
-        "train.py",
+        str(Path(__file__).with_name("train.py")),
         "Train and test a classifier of an image and a table row. More: --help OPTION, and --help METHOD for a method "
         "and its own options, such as --gaal.margin.",
         [
@@ -169,7 +169,8 @@ def _line() -> CommandLine:
     for name, settings in SETTINGS.items():
         if fields(settings):
             line.add(settings, name)
-        line.topics[name] = partial(_about, line, f"--method {name}", [f"{name}.{field.name}" for field in fields(settings)])
+        own = [f"{name}.{field.name}" for field in fields(settings)]
+        line.topics[name] = partial(_about, line, f"--method {name}", own)
     return line
 
 

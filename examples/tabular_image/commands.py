@@ -27,32 +27,29 @@ class CommandLine:
     An option may be written with hyphens in place of underscores.
 
     Args:
-        prog: The name of the script.
+        script: Its file.
         description: What the script does.
-        examples: Command lines, without `python FOLDER/prog`.
-        folder: Of the script, in the examples.
-        first: The option whose value may stand first, without its name.
+        examples: Command lines, without the script.
+        first: The option that is written as its value alone.
         short: Further names of options, by the name.
     """
 
     def __init__(
         self,
-        prog: str,
+        script: str,
         description: str,
         examples: Sequence[str],
         *,
-        folder: str = "examples/tabular_image",
         first: str | None = None,
         short: Mapping[str, str] | None = None,
     ) -> None:
-        self._prog = prog
+        self._script = Path(script).resolve()
         self._description = description
         self._examples = examples
-        self._folder = folder
         self._first = first
         self._short = short or {}
         # A mistake is a sentence, and a mistyped option is refused, never taken for a longer one.
-        self.parser = ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False, add_help=False)
+        self.parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False)
         self.options: dict[str, Option] = {}
         self.groups: dict[str, list[str]] = {}
         """What the help shows under a heading: names of options, and text."""
@@ -99,8 +96,11 @@ class CommandLine:
     def spelled(self, arguments: Sequence[str]) -> list[str]:
         """The arguments with the names that the parser knows."""
         words = list(arguments)
-        if self._first and words and not words[0].startswith("-"):
-            words[:1] = [f"--{self._first}", words[0]]
+        for place, word in enumerate(words if self._first else []):
+            before = words[place - 1] if place else ""
+            if not word.startswith("-") and (not before.startswith("--") or "=" in before):
+                words[place] = f"--{self._first}={word}"
+                break
         return [word for given in words for word in self._spell(given)]
 
     def _spell(self, word: str) -> list[str]:
@@ -115,17 +115,22 @@ class CommandLine:
 
     def overview(self) -> str:
         """The whole help, a line or two an option."""
-        required = [f"--{name} {name.upper()} " for name, option in self.options.items() if option.default is REQUIRED]
+        required = [
+            f"{name.upper()} " if name == self._first else f"--{name} {name.upper()} "
+            for name, option in self.options.items()
+            if option.default is REQUIRED
+        ]
         parts = [
-            f"usage: {self._prog} {''.join(required)}[--OPTION VALUE ...]",
+            f"usage: {self._script.name} {''.join(required)}[--OPTION VALUE ...]",
             "\n".join(filled(part) for part in re.split(r"\n(?=\n|- )", self._description.strip())),
             "\n".join(["Examples:", *(self._example(example) for example in self._examples)]),
         ]
         groups = self.groups or {"Options": list(self.options)}
-        indent = 3 + max(len(f"--{name}") for names in groups.values() for name in names if name in self.options)
+        shown = [self._label(name) for names in groups.values() for name in names if name in self.options]
+        indent = 3 + max(map(len, shown))
         for heading, entries in groups.items():
             lines = [
-                filled(self.options[entry].line, f"  --{entry}".ljust(indent), " " * indent)
+                filled(self.options[entry].line, f"  {self._label(entry)}".ljust(indent), " " * indent)
                 if entry in self.options
                 else filled(entry, " " * indent, " " * indent)
                 for entry in entries
@@ -147,17 +152,22 @@ class CommandLine:
             return "\n\n".join(told)
         what = "nothing to say about"
         hint = did_you_mean(nearest(name, [*self.options, *self.topics]), lambda close: f"--help {close}")
-        raise InputError(f"--help has {what} {topic!r}{hint or ';'} {self._prog} --help lists what there is")
+        raise InputError(f"--help has {what} {topic!r}{hint or ';'} {self._script.name} --help lists what there is")
 
     def paragraph(self, name: str) -> str:
         """An option, what it takes, and its docstring."""
         option = self.options[name]
         default = option.line.rpartition("default ")[2].removesuffix(")") if "default " in option.line else ""
-        head = f"--{name}: {option.takes}" + (f"; default {default}" if default else "")
+        head = f"{self._label(name)}: {option.takes}" + (f"; default {default}" if default else "")
         return f"{filled(head)}\n{filled(option.text, '    ', '    ')}"
 
+    def _label(self, name: str) -> str:
+        return name.upper() if name == self._first else f"--{name}"
+
     def _example(self, example: str) -> str:
-        whole = re.sub(r"(--\S+) (?!-)", "\\1\0", f"python {self._folder}/{self._prog} {example}")  # options stay whole
+        whole = re.sub(
+            r"(--\S+) (?!-)", "\\1\0", f"python {'/'.join(self._script.parts[-3:])} {example}"
+        )  # options stay whole
         return filled(whole, "  ", "      ", room=2).replace("\0", " ").replace("\n", " \\\n")
 
     def _mistake(self, arguments: Sequence[str]) -> str | None:
@@ -165,17 +175,14 @@ class CommandLine:
         given = list(_pairs(arguments))
         for name, value in given:
             if name is None:
-                return (
-                    f"{value!r} belongs to no option; an option is written --NAME VALUE, and several values as '[a, b]'; "
-                    "see --help"
-                )
+                return f"{value!r} belongs to no option; options are --NAME VALUE, or --NAME '[a, b]'; see --help"
             told = self._wrong(name.removesuffix("+"), value, "--")
             if told:
                 return told
         names = {name for name, _ in given}
         for name, option in self.options.items():
             if option.default is REQUIRED and name not in names:
-                return f"--{name} is missing: {option.line}; see --help"
+                return f"{self._label(name)} is missing: {option.line}; see --help"
         return None
 
     def _mistake_in(self, file: str) -> str | None:
@@ -199,7 +206,6 @@ class CommandLine:
     def _wrong(self, name: str, value: Any, dashes: str) -> str | None:
         """What is wrong with an option and its value, if anything; no value is None on the command line."""
         prefixes = {known.rpartition(".")[0] for known in self.options} - {""}
-        see = f"--help {name}" if dashes else ""
         if name in _OWN:
             return None if name != "config" or value is not None else "--config is followed by a file; see --help"
         if name in prefixes:
@@ -214,16 +220,18 @@ class CommandLine:
         if _accepts(option.kind, value):
             return None
         hint = did_you_mean(nearest(str(value), option.choices)) or ";"
-        return f"{dashes}{name} takes {option.takes}, not {value!r}{hint} see --help {name}"
+        written = self._label(name) if dashes else name
+        return f"{written} takes {option.takes}, not {value!r}{hint} see --help {name}"
 
 
 def run_command(
     function: Callable[..., None],
-    prog: str,
-    description: str,
+    script: str,
+    description: str | None,
     arguments: Sequence[str] | None = None,
     *,
     example: str,
+    source: type[Any] | None = None,
     kept: str = "nothing was written",
     **more: Any,
 ) -> int:
@@ -231,27 +239,30 @@ def run_command(
 
     Args:
         function: Its parameters are the options, and its docstring is their help.
-        prog: The name of the script.
-        description: What the script does.
+        script: The file of the command.
+        description: What the command does.
         arguments: The command line; None is that of the process.
-        example: A command line, without `python FOLDER/prog`.
+        example: A command line, without the script.
+        source: A dataclass that the function takes, and whose fields are the options in place of its parameters.
         kept: What an interruption leaves.
         more: Of `CommandLine`.
 
     Returns:
         The exit code.
     """
-    line = CommandLine(prog, description, [example], **more)
-    line.add(function)
+    line = CommandLine(script, description or "", [example], **more)
+    line.add(source or function)
     try:
-        function(**line.parser.instantiate(line.parse(sys.argv[1:] if arguments is None else arguments)))
+        values = line.parser.instantiate(line.parse(sys.argv[1:] if arguments is None else arguments))
+        function(source(**values)) if source else function(**values)
     except BrokenPipeError:  # of `| head`; nobody reads a sentence
         sys.stderr.close()
     except InputError as error:
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except OSError as error:  # such as standard output on a full disk
-        print(f"error: {reason(error)}; mend that and start again", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{reason(error)}; mend that and start again", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"interrupted; {kept}", file=sys.stderr)

@@ -43,8 +43,8 @@ class Options:
     image_column: str | list[str] = ""
     """csv: column of image paths. Several columns are written as '[front, back]'."""
     target_column: str | list[str] = ""
-    """csv: column of what is predicted. The column holds classes, a number, or lists of labels. Several columns, written
-    as '[cat, dog]', are labels. fashion: columns of its table. The default of fashion is articleType."""
+    """csv: column of what is predicted. The column holds classes, a number, or lists of labels. Several columns,
+    written as '[cat, dog]', are labels. fashion: columns of its table. The default of fashion is articleType."""
     task: Literal["", "classification", "multilabel", "regression"] = ""
     """Kind of target. A class is one of several, and a row may have several labels. The kind is inferred and printed
     where left out. houses: regression predicts the price."""
@@ -84,8 +84,8 @@ class Options:
     method: str = "gaal"
     """Method to train."""
     image_encoder: str = "small"
-    """small, features, resnet18, resnet50, timm:NAME or your own MODULE:FACTORY. features is an MLP on
-    histograms of gradients and colours. The histograms are computed once. features is good where pictures are few."""
+    """small, features, resnet18, resnet50, timm:NAME or your own MODULE:FACTORY. features is an MLP on histograms of
+    gradients and colours. The histograms are computed once. features is good where pictures are few."""
     pretrained: bool = False
     """Start from pretrained weights. ResNets and the models of timm have such weights."""
     table_encoder: str = "mlp"
@@ -107,16 +107,16 @@ class Options:
     weight_decay: NonNegativeFloat = 1e-2
     """Weight decay."""
     schedule: Literal["none", "cosine", "step"] = "cosine"
-    """Its schedule. none keeps the rate constant. cosine brings the rate down to 0 along a cosine. step takes a
-    tenth of the rate after every --step_size epochs."""
+    """Rate schedule. none keeps the learning rate constant. cosine brings the learning rate down to 0 along a cosine.
+    step takes a tenth of the learning rate after every --step_size epochs."""
     step_size: PositiveInt = 10
     """Epochs of a step. Only --schedule step has steps."""
     epochs: PositiveInt = 40
-    """Most epochs. The best epoch on the validation rows is tested, see --select. Methods that train in stages have more
-    epochs, see the options of the method."""
+    """Most epochs. The best epoch on the validation rows is tested, see --select. Methods that train in stages have
+    more epochs, see the options of the method."""
     select: Literal["accuracy", "balanced_accuracy", "loss"] | None = None
-    """Measure that picks the epoch. The tested epoch is the best one by this measure on the validation rows. The default
-    is accuracy for classes, and loss for labels and numbers. balanced_accuracy counts all classes alike."""
+    """Measure that picks the epoch. The tested epoch is the best one by this measure on the validation rows. The
+    default is accuracy for classes, and loss for labels and numbers. balanced_accuracy counts all classes alike."""
     patience: PositiveInt | None = None
     """Epochs without gain before the end. The measure of --select decides what a gain is. By default the training never
     ends early."""
@@ -124,12 +124,13 @@ class Options:
     """Rows in a batch. Each device has a batch of its own."""
 
     seed: NonNegativeInt = 0
-    """Seed of all chance. The seed decides the splits, the initial weights, the order of the rows and the augmentation."""
+    """Seed of what is random. The seed decides the splits, the initial weights, the order of the rows and the
+    augmentation."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train. auto takes CUDA where there is a GPU."""
     devices: PositiveInt = 1
-    """Devices of a machine. Each device has one process. Where torchrun starts the processes, torchrun decides. The batch
-    is shared out, --batch_size rows on each device."""
+    """Devices of a machine. Each device has one process. Where torchrun starts the processes, torchrun decides. The
+    batch is shared out, --batch_size rows on each device."""
     precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Numeric precision. The names are those of Lightning."""
     workers: NonNegativeInt = 2
@@ -141,8 +142,9 @@ class Options:
     """Run folder. The default is runs/DATASET-METHOD-seedSEED. Where that folder holds a run, the next number (-2, -3,
     ...) is appended."""
     logger: str | list[str] = "none"
-    """Log: none, csv, tensorboard or wandb. The log has the metrics of every epoch, and goes into the run folder too. Several loggers are
-    written as '[csv, tensorboard]'. wandb is offline unless you are logged in or WANDB_MODE says otherwise."""
+    """Log: none, csv, tensorboard or wandb. The log has the metrics of every epoch, and goes into the run folder too.
+    Several loggers are written as '[csv, tensorboard]'. wandb is offline unless you are logged in or WANDB_MODE says
+    otherwise."""
     pictures: bool = True
     """Draw pictures and a page. The pictures show curves, confusion matrix and conflicts. The page is report.html."""
     resume: bool = False

@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     return run_command(
         predict,
-        "predict.py",
+        __file__,
         "Predict new rows with a model of train.py, and write a line of output a row.",
         arguments,
         example="--run runs/csv-gaal-seed0 --path new.csv --out predictions.csv",

@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     return run_command(
         prepare,
-        "prepare.py",
+        __file__,
         "Turn downloaded archives into a data set for train.py.",
         arguments,
         example="dvm --archives downloads",
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def prepare(
     name: Literal["dvm", "celeba", "sun"], archives: Path, data_root: Path = Path("data"), download: bool = False
 ) -> None:
-    """Checks the archives in the folder `archives`, extracts what `load` reads to `data_root / name` and writes a manifest.
+    """Checks the archives, extracts what `load` reads to `data_root / name` and writes a manifest.
 
     What an interrupted call has extracted is kept. The manifest holds the SHA-256 sums of the archives, as comments,
     and of every file: `sha256sum --check manifest.sha256`.

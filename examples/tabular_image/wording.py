@@ -106,7 +106,7 @@ def in_words(kind: Any) -> str:
 
 
 def options_of(source: Callable[..., Any], prefix: str = "", skip: Iterable[str] = ()) -> list[Option]:
-    """The options that are made of a function's parameters or a dataclass's fields; of a field that is a dataclass, its.
+    """The options of a function, its parameters, or of a dataclass, its fields; those of a nested one have its name.
 
     Args:
         source: The function, or the class.
