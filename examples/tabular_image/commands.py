@@ -165,9 +165,8 @@ class CommandLine:
         return name.upper() if name == self._first else f"--{name}"
 
     def _example(self, example: str) -> str:
-        whole = re.sub(
-            r"(--\S+) (?!-)", "\\1\0", f"python {'/'.join(self._script.parts[-3:])} {example}"
-        )  # options stay whole
+        example = re.sub(r"(--\S+) (?!-)", "\\1\0", example)  # an option and its value stay together
+        whole = f"python {'/'.join(self._script.parts[-3:])} {example}".rstrip()
         return filled(whole, "  ", "      ", room=2).replace("\0", " ").replace("\n", " \\\n")
 
     def _mistake(self, arguments: Sequence[str]) -> str | None:
@@ -187,7 +186,10 @@ class CommandLine:
 
     def _mistake_in(self, file: str) -> str | None:
         """What is wrong with a YAML file."""
-        content = get_loader("yaml")(Path(file).read_text(encoding="utf-8"))
+        try:
+            content = get_loader("yaml")(Path(file).read_text(encoding="utf-8"))
+        except Exception:  # what is wrong with such a file is told by whoever tried first
+            return None
         if not isinstance(content, Mapping):
             return None
         for name, value in self._flat(content):
@@ -219,9 +221,9 @@ class CommandLine:
             return f"{dashes}{name} is followed by no value; it takes {option.takes}; see --help {name}"
         if _accepts(option.kind, value):
             return None
-        hint = did_you_mean(nearest(str(value), option.choices)) or ";"
+        hint = did_you_mean(nearest(str(value), option.choices))
         written = self._label(name) if dashes else name
-        return f"{written} takes {option.takes}, not {value!r}{hint} see --help {name}"
+        return f"{written} takes {option.takes}, not {value!r}{f'{hint} See' if hint else '; see'} --help {name}"
 
 
 def run_command(

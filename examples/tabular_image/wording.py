@@ -135,7 +135,10 @@ def nearest(name: str, names: Iterable[str]) -> list[str]:
 
 def did_you_mean(names: Sequence[str], form: Callable[[str], str] = repr) -> str:
     """A question to append to a sentence; empty where there is no name."""
-    return f"; did you mean {' or '.join(map(form, names))}?" if names else ""
+    if not names:
+        return ""
+    *others, last = map(form, names)
+    return f"; did you mean {', '.join(others)}{' or ' if others else ''}{last}?"
 
 
 def _kinds(kind: Any) -> list[Any]:
