@@ -28,7 +28,10 @@ from .registry import unknown
 from .wording import Option
 
 _FOLDER = "TABULAR_IMAGE_RUN"  # environment: where the first process tells those that Lightning launches the run folder
-_PRINT = "Print all options as YAML, and start nothing"
+_OWN = (
+    Option("config", Path, None, "YAML file of options, such as the config.yaml of a run."),
+    Option("print_config", None, None, "Print all options as YAML, and start nothing."),
+)
 _RESTORE = "restore it, or start a new run with another --out"
 
 
@@ -156,9 +159,9 @@ def _line() -> CommandLine:
         if name in starts:
             group = line.groups[starts[name]] = []
         group.append(name)
-    for name, text in (("config", "YAML file of options, such as the config.yaml of a run"), ("print_config", _PRINT)):
-        line.options[name] = Option(name, Path, None, text)
-        group.append(name)
+    for option in _OWN:
+        line.options[option.name] = option
+        group.append(option.name)
     line.groups["Data"].insert(1, ", ".join(DATASETS))
     line.groups["Model"].insert(1, ", ".join(METHODS))
     line.topics["dataset"] = lambda: f"Data sets: {', '.join(DATASETS)}."

@@ -148,18 +148,19 @@ class CommandLine:
         name = spelled.removeprefix("--")
         told = [self.paragraph(name)] if name in self.options else []
         told += [self.topics[name]()] if name in self.topics else []
+        told = told or [self.paragraph(option) for option in self.options if option.startswith(f"{name}.")]
         if told:
             return "\n\n".join(told)
-        what = "nothing to say about"
         hint = did_you_mean(nearest(name, [*self.options, *self.topics]), lambda close: f"--help {close}")
-        raise InputError(f"--help has {what} {topic!r}{hint or ';'} {self._script.name} --help lists what there is")
+        raise InputError(
+            f"--help says nothing about {topic!r}{hint or ';'} {self._script.name} --help lists the options"
+        )
 
     def paragraph(self, name: str) -> str:
         """An option, what it takes, and its docstring."""
         option = self.options[name]
-        default = option.line.rpartition("default ")[2].removesuffix(")") if "default " in option.line else ""
-        head = f"{self._label(name)}: {option.takes}" + (f"; default {default}" if default else "")
-        return f"{filled(head)}\n{filled(option.text, '    ', '    ')}"
+        head = filled(f"{self._label(name)}: {'; '.join([option.takes, *option.without])}")
+        return f"{head}\n{filled(option.text, '    ', '    ')}"
 
     def _label(self, name: str) -> str:
         return name.upper() if name == self._first else f"--{name}"

@@ -7,6 +7,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, is_dataclass
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -51,7 +52,7 @@ class Option:
 
     Attributes:
         name: What follows the two dashes.
-        kind: The type of its value.
+        kind: The type of its value; None where it has no value.
         default: Its value where it is left out; `REQUIRED` where it must be given.
         text: Its docstring, in one line.
     """
@@ -77,11 +78,16 @@ class Option:
         return any(get_origin(kind) in (list, tuple, Sequence) for kind in _kinds(self.kind))
 
     @property
+    def without(self) -> list[str]:
+        """What happens where it is left out, in at most one expression; nothing where the docstring says so."""
+        default = _value_in_words(self.default)
+        return ["required"] if self.default is REQUIRED else [f"default {default}"] if default else []
+
+    @property
     def line(self) -> str:
         """The first sentence of its docstring, and in brackets what it takes, where that is not any text."""
-        told = [self.takes] if self.takes not in ("text", "a path", in_words(str | list[str])) else []
-        default = _value_in_words(self.default)
-        told += [f"default {default}"] if default else ["required"] if self.default is REQUIRED else []
+        any_text = self.kind is None or {str, Path} & set(_kinds(self.kind))
+        told = [*([] if any_text else [self.takes]), *self.without]
         summary = self.text.split(". ")[0].removesuffix(".")
         return f"{summary} ({'; '.join(told)})" if told else summary
 
@@ -95,6 +101,8 @@ def in_words(kind: Any) -> str:
         >>> in_words(Literal["sgd", "adam"])
         'one of sgd, adam'
     """
+    if kind is None:
+        return "no value"
     names = [value for part in _kinds(kind) if get_origin(part) is Literal for value in get_args(part) if value]
     if names:
         return f"one of {', '.join(names)}"
@@ -113,9 +121,8 @@ def options_of(source: Callable[..., Any], prefix: str = "", skip: Iterable[str]
         prefix: Of their names, such as "gaal.".
         skip: Parameters that are no options.
     """
-    sources = reversed(source.__mro__[:-1]) if isinstance(source, type) else [source]
-    documented = [entry for part in sources for entry in docstring_parser.parse_from_object(part).params]
-    texts = {entry.arg_name: " ".join((entry.description or "").split()) for entry in documented}
+    parts = reversed(source.__mro__[:-1]) if isinstance(source, type) else [source]
+    texts = {name: text for part in parts for name, text in _texts(part).items()}
     kinds = get_type_hints(source)
     found: list[Option] = []
     for name, parameter in inspect.signature(source).parameters.items():
@@ -124,6 +131,13 @@ def options_of(source: Callable[..., Any], prefix: str = "", skip: Iterable[str]
         elif name not in skip:
             found.append(Option(prefix + name, kinds[name], parameter.default, texts.get(name, "")))
     return found
+
+
+@cache  # a class is read from its file
+def _texts(source: Callable[..., Any]) -> dict[str, str]:
+    """What a docstring, or those below a class's own fields, say of each name."""
+    documented = docstring_parser.parse_from_object(source).params
+    return {entry.arg_name: " ".join((entry.description or "").split()) for entry in documented}
 
 
 def nearest(name: str, names: Iterable[str]) -> list[str]:
@@ -157,4 +171,4 @@ def _value_in_words(value: Any) -> str:
             return os.path.relpath(value)
         case list() | tuple():
             return ", ".join(map(_value_in_words, value))
-    return "" if value is None or value is REQUIRED else str(value)
+    return "" if value is None else str(value)

@@ -111,6 +111,8 @@ def test_all_about_a_data_set_and_all_methods(capsys: pytest.CaptureFixture[str]
     text = printed(capsys, "--help", "csv")
     assert "--image_column:" in text
     assert "--table:" not in text
+    assert printed(capsys, "--help", "config").startswith("--config: a path\n")
+    assert printed(capsys, "--help", "print_config").startswith("--print_config: no value\n")
     text = printed(capsys, "--help", "method")
     assert [name for name in METHODS if f"\n{name}: " not in text] == []
 
@@ -126,7 +128,7 @@ def test_other_ways_to_ask(words: list[str], capsys: pytest.CaptureFixture[str])
         ("selct", "'selct'; did you mean --help select?"),
         ("gal", "'gal'; did you mean --help gaal?"),
         ("gaal.margn", "did you mean --help gaal.margin?"),
-        ("nonsense", "'nonsense'; train.py --help lists"),
+        ("nonsense", "'nonsense'; train.py --help lists the options"),
     ],
 )
 def test_nothing_to_say(topic: str, words: str, capsys: pytest.CaptureFixture[str]):
@@ -293,6 +295,9 @@ def test_benchmarks_explain_themselves(
     assert f"  python benchmarks/{script.parent.name}/{module}.py --" in text
     assert f"  --{option} " in text
     assert not re.search(r"type:|PositiveInt|list\[|Optional|\w\+ ", text)
+    code, text, _ = ended("--help", option.partition(".")[0])
+    assert code == 0
+    assert f"--{option}: " in text
     code, _, error = ended(f"--{option}x", "1")
     assert code == 2
     assert error == f"error: there is no option --{option}x; did you mean --{option}? --help lists the options\n"
