@@ -86,6 +86,9 @@ def test_the_line_of_an_option_says_what_it_takes_and_what_happens_without(capsy
         "--table leaves100: kind of table (one of texture, margin, shape)",
     ):
         assert line in text
+    assert "--path The table, as CSV and its kin, Excel or Parquet (required)" in flat(
+        printed(capsys, "--help", command="predict")
+    )
 
 
 @pytest.mark.parametrize("option", options_of(Options, skip={"settings"}), ids=lambda option: option.name)
