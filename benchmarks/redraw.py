@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-from jsonargparse import auto_cli
 from matplotlib.figure import Figure
 
 HERE = Path(__file__).resolve().parent
@@ -65,4 +64,4 @@ def main(folder: Path = HERE) -> None:
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    output.command(main, __doc__, example="")

@@ -9,8 +9,9 @@ from __future__ import annotations
 import pandas as pd
 from comparison import compare
 from matplotlib.figure import Figure
+from output import command
 from protocol import Row
-from study import Study, command
+from study import Study
 from tabular_image.style import WIDTH, styled
 
 _HALF = {"image_fraction": 0.5, "table_fraction": 0.5}
@@ -57,4 +58,4 @@ def draw(table: pd.DataFrame, title: str) -> Figure:
 
 
 if __name__ == "__main__":
-    command(main, __doc__)
+    command(main, __doc__, "--sets '[leaves100-texture]' --seeds 1", Study)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 from matplotlib.figure import Figure
+from output import command
 from protocol import Row
 from runs import histories
-from study import Study, command
+from study import Study
 from tabular_image.style import BLUE, GREEN, VERMILLION, WIDTH, marker, styled
 
 COLOURS = {"gaal": GREEN, "alternating": BLUE, "concatenation": VERMILLION}
@@ -44,4 +45,4 @@ def draw(table: pd.DataFrame, title: str) -> Figure:
 
 
 if __name__ == "__main__":
-    command(main, __doc__)
+    command(main, __doc__, "--sets '[leaves100-texture]' --seeds 1", Study)

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from jsonargparse import auto_cli
 from jsonargparse.typing import PositiveInt
 from matplotlib.figure import Figure
-from output import telling_errors, write
+from output import command, write
 from protocol import RECIPES, ROWS, known_rows
 from runs import Machine, complete
 from sets import begun, home
@@ -95,5 +94,4 @@ def draw(table: pd.DataFrame, title: str) -> Figure:
 
 
 if __name__ == "__main__":
-    with telling_errors():
-        auto_cli(main)
+    command(main, __doc__, "--sets '[fashion]' --seeds 1 --trials 1")

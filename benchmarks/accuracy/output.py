@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import runs  # noqa: F401 - makes tabular_image importable
 from matplotlib.figure import Figure
+from tabular_image.commands import run_command
 from tabular_image.errors import InputError
 from tabular_image.files import replacing
 from tabular_image.style import DPI
+
+
+def command(main: Callable[..., None], description: str | None, example: str, source: type[Any] | None = None) -> None:
+    """Runs a command with the options that it was given, and ends the process.
+
+    Args:
+        main: its parameters are the options.
+        description: the docstring of its module.
+        example: a command line, without the script.
+        source: a dataclass that `main` takes, and whose fields are the options.
+    """
+    sys.exit(run_command(telling_errors()(main), sys.argv[0], description, example=example, source=source))
 
 
 @contextmanager

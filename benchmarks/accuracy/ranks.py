@@ -14,11 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jsonargparse import auto_cli
 from jsonargparse.typing import OpenUnitInterval
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from output import telling_errors, write
+from output import command, write
 from scipy import stats
 from sets import home
 from tabular_image.style import VERMILLION, WIDTH, styled
@@ -167,5 +166,4 @@ def _diagram(axes: Axes, part: pd.DataFrame) -> None:
 
 
 if __name__ == "__main__":
-    with telling_errors():
-        auto_cli(main)
+    command(main, __doc__, "--sets '[fashion, houses]'")

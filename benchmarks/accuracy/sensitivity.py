@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import pandas as pd
 from matplotlib.figure import Figure
+from output import command
 from protocol import Row
-from study import Study, command
+from study import Study
 from tabular_image.style import COLOURS, WIDTH, styled
 
 FRACTIONS = (0.1, 0.25, 0.5, 0.75, 1.0)
@@ -53,4 +54,4 @@ def draw(table: pd.DataFrame, title: str) -> Figure:
 
 
 if __name__ == "__main__":
-    command(main, __doc__)
+    command(main, __doc__, "--sets '[leaves100-texture]' --seeds 1", Study)

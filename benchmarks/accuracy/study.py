@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-from jsonargparse import ArgumentParser, set_parsing_settings
 from jsonargparse.typing import PositiveInt
 from matplotlib.figure import Figure
-from output import telling_errors, write
+from output import write
 from protocol import RECIPES, Row, repeated, row_options
 from runs import Machine, Run, complete
 from sets import begun, home
@@ -58,12 +57,3 @@ class Study:
     def write(self, table: pd.DataFrame, figure: Figure, name: str) -> None:
         """Write data and picture into the folder `out`."""
         write(table, figure, Path(self.out or home(self.sets)) / name)
-
-
-def command(main: Callable[[Study], None], description: str | None) -> None:
-    """Runs a command with the options that it was given; `description` is its module's docstring."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(description=description)
-    parser.add_class_arguments(Study)
-    with telling_errors():
-        main(Study(**vars(parser.instantiate(parser.parse_args()))))

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 from comparison import compare
-from jsonargparse import auto_cli
 from jsonargparse.typing import PositiveInt
-from output import telling_errors, write
+from output import command, write
 from protocol import RECIPES, REFERENCE, ROWS, DataSet, Search, known_rows, paper_figures, repeated
 from runs import FUSIONS, Machine, Results, Run, complete
 from sets import begun, home
@@ -198,5 +197,4 @@ def _cell(value: object, form: str) -> str:
 
 
 if __name__ == "__main__":
-    with telling_errors():
-        auto_cli(main)
+    command(main, __doc__, "--sets '[leaves100-texture]' --seeds 1 --trials 1")

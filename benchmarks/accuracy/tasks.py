@@ -12,8 +12,7 @@ from typing import Any, Literal
 
 import pandas as pd
 import runs  # noqa: F401 - makes tabular_image importable
-from jsonargparse import auto_cli
-from output import telling_errors
+from output import command
 from protocol import ROWS
 from sklearn.ensemble import HistGradientBoostingRegressor
 from tabular_image.files import replacing
@@ -56,22 +55,21 @@ def main(
         folder: where the run folders go.
         out: folder of the table.
     """
-    with telling_errors():
-        lines: list[dict[str, Any]] = []
-        folds = SETS[which].get("folds", 1)
-        for fold in range(folds):
-            given = _COMMON | SETS[which] | {"data_root": data_root, "fold": fold, "threads": 1}
-            samples = read_samples(Options(**given))
-            for method, settings in METHODS.items():
-                place = Path(folder) / f"{which}-{method}-{fold}"
-                options = Options(
-                    **given, method=method, settings=SETTINGS[method](**settings), out=str(place), resume=place.exists()
-                )
-                if not (place / "results.json").exists():
-                    run(options, samples)
-                lines += [line | {"fold": fold} for line in figures(method, place)]
-            if which == "houses":
-                lines.append({"row": "boosting on the table", "fold": fold} | boosting(Options(**given)))
+    lines: list[dict[str, Any]] = []
+    folds = SETS[which].get("folds", 1)
+    for fold in range(folds):
+        given = _COMMON | SETS[which] | {"data_root": data_root, "fold": fold, "threads": 1}
+        samples = read_samples(Options(**given))
+        for method, settings in METHODS.items():
+            place = Path(folder) / f"{which}-{method}-{fold}"
+            options = Options(
+                **given, method=method, settings=SETTINGS[method](**settings), out=str(place), resume=place.exists()
+            )
+            if not (place / "results.json").exists():
+                run(options, samples)
+            lines += [line | {"fold": fold} for line in figures(method, place)]
+        if which == "houses":
+            lines.append({"row": "boosting on the table", "fold": fold} | boosting(Options(**given)))
     table = pd.DataFrame(lines)
     out.mkdir(parents=True, exist_ok=True)
     with replacing(out / f"{which}.csv") as temporary:
@@ -118,4 +116,4 @@ def boosting(options: Options) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    command(main, __doc__, "--which houses")

@@ -22,10 +22,9 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from jsonargparse import auto_cli
 from jsonargparse.typing import PositiveInt
 from matplotlib.figure import Figure
-from output import telling_errors, write
+from output import command, write
 from scipy import stats
 from sets import RESULTS
 from tabular_image.style import WIDTH, styled
@@ -166,5 +165,4 @@ def draw(summary: pd.DataFrame) -> Figure:
 
 
 if __name__ == "__main__":
-    with telling_errors():
-        auto_cli(main)
+    command(main, __doc__, "--seeds 5 --out runs/when")

@@ -8,14 +8,15 @@ with the ordinary backward pass, and has no floor.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pandas as pd
 import timing
 import torch
 import torch.nn.functional as F
-from jsonargparse import auto_cli
 from matplotlib.figure import Figure
+from tabular_image.commands import run_command
 from timing import RESULTS, Work
 from torch import Tensor, nn
 
@@ -148,4 +149,4 @@ def main(
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    sys.exit(run_command(main, __file__, __doc__, example="--heads '[2048x286]' --repeats 5"))

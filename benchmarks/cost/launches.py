@@ -7,13 +7,14 @@ device may start more kernels than one for an operator (a sort, a product of mat
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from typing import Any
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from jsonargparse import auto_cli
+from tabular_image.commands import run_command
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -90,4 +91,4 @@ def main(guides: list[int] = [1, 3]) -> None:  # noqa: B006 - read only
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    sys.exit(run_command(main, __file__, __doc__, example="--guides '[1]'"))

@@ -8,6 +8,7 @@ from shared passes and from passes of their own, as ratios to the same loop with
 from __future__ import annotations
 
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from jsonargparse import auto_cli
+from tabular_image.commands import run_command
 from tabular_image.models import TableMLP, image_encoder
 from torch import Tensor, nn
 from torch.multiprocessing import start_processes
@@ -138,4 +139,4 @@ def main(
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    sys.exit(run_command(main, __file__, __doc__, example="--batch 8 --repeats 5"))

@@ -11,6 +11,7 @@ list of tensors.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,8 +20,8 @@ from typing import NamedTuple
 import pandas as pd
 import timing
 import torch
-from jsonargparse import auto_cli
 from matplotlib.figure import Figure
+from tabular_image.commands import run_command
 from timing import RESULTS, Rotation, Work
 from torch import Tensor
 from torchjd.aggregation import Aggregator, DualProj, PCGrad, UPGrad
@@ -330,4 +331,4 @@ def main(
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    sys.exit(run_command(main, __file__, __doc__, example="--lists '[2048x286]' --repeats 5"))

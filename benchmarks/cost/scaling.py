@@ -8,6 +8,7 @@ plus, with several processes, collectives of the same size by themselves; all of
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -18,9 +19,9 @@ import timing
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from jsonargparse import auto_cli
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
+from tabular_image.commands import run_command
 from tabular_image.style import BLUE, WIDTH, styled
 from timing import RESULTS
 from torch import nn
@@ -201,4 +202,4 @@ def main(
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    sys.exit(run_command(main, __file__, __doc__, example="--batches '[128]' --processes '[1]'"))

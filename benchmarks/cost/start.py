@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jsonargparse import auto_cli
 from jsonargparse.typing import PositiveInt
 from PIL import Image
+from tabular_image.commands import run_command
 from tabular_image.data import load
 from tabular_image.data.identity import fingerprinted, identity
 from tabular_image.data.module import TabularImageData
@@ -122,4 +122,4 @@ def main(
 
 
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False)
+    sys.exit(run_command(main, __file__, __doc__, example="--rows 1000"))

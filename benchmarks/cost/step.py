@@ -7,6 +7,7 @@ code, and TorchJD's aggregators on the head's gradients. A second table says wha
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,8 @@ import pandas as pd
 import timing
 import torch
 import torch.nn.functional as F
-from jsonargparse import auto_cli
 from matplotlib.figure import Figure
+from tabular_image.commands import run_command
 from tabular_image.models import TableMLP, image_encoder
 from timing import RESULTS, Work
 from torch import Tensor, nn
@@ -260,4 +261,4 @@ def main(
 
 
 if __name__ == "__main__":
-    auto_cli(main)
+    sys.exit(run_command(main, __file__, __doc__, example="--encoders '[small]' --repeats 5"))

@@ -8,22 +8,29 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import Namespace
 
+from .commands import CommandLine, filled
 from .data import DATASETS
 from .encoders import check_image_encoder, check_table_encoder
-from .errors import InputError, border, reason
+from .errors import InputError, border
 from .files import writing
 from .methods import METHODS, SETTINGS
-from .options import LOGGERS, Options
+from .options import GROUPS, LOGGERS, Options
 from .processes import is_first, say, started_together
-from .registry import unknown
+from .registry import Registry, unknown
+from .wording import Option
 
 _FOLDER = "TABULAR_IMAGE_RUN"  # environment: where the first process tells those that Lightning launches the run folder
+_OWN = (
+    Option("config", Path, None, "YAML file of options, such as the config.yaml of a run."),
+    Option("print_config", None, None, "Print all options as YAML, and start nothing."),
+)
 _RESTORE = "restore it, or start a new run with another --out"
 
 
@@ -33,7 +40,7 @@ def as_written(arguments: Sequence[str]) -> Options:
     Raises:
         InputError: A file or an option cannot be used, or there is no such method or data set.
     """
-    return _options(_parse(_parser(), arguments))
+    return _options(_parse(_line(), arguments))
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -46,7 +53,7 @@ def parse(arguments: Sequence[str]) -> Options:
     stored = options.folder / "config.yaml"
     if not (options.resume and stored.is_file()):
         return options
-    before = _options(_from_file(_parser(), str(stored), _RESTORE))
+    before = _options(_line().parse_file(str(stored), _RESTORE))
     resumed = replace(as_written(["--config", str(stored), *arguments]), out=options.out)
     old, new = before.configuration(), resumed.configuration()
     for name in old.keys() | new.keys():
@@ -77,7 +84,7 @@ def save(options: Options, path: Path, command: str | None = None) -> None:
         stored[options.method] = Namespace(vars(options.settings))
     comment = f"# {' '.join(command.splitlines())}\n" if command else ""
     with writing(path, "start again") as temporary:
-        temporary.write_text(comment + _parser().dump(stored), encoding="utf-8")
+        temporary.write_text(comment + _line().parser.dump(stored), encoding="utf-8")
 
 
 def started_by(path: Path) -> str | None:
@@ -89,20 +96,13 @@ def started_by(path: Path) -> str | None:
     return first.removeprefix("# ") if first.startswith("# ") else None
 
 
-def _parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
+def _parse(line: CommandLine, arguments: Sequence[str]) -> Namespace:
     files = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     files.add_argument("--config", action="append", default=[], nargs="?")
-    for file in filter(None, files.parse_known_args(arguments)[0].config):  # by themselves, so that a mistake is placed
-        _from_file(parser, file, "give a YAML file of options, such as the config.yaml of a run")
-    try:
-        return parser.parse_args(list(arguments))
-    except argparse.ArgumentError as error:
-        raise InputError(f"{reason(error)}; see --help") from error
-
-
-def _from_file(parser: ArgumentParser, file: str, remedy: str) -> Namespace:
-    with border("use the options in", file, remedy):
-        return parser.parse_args(["--config", file])
+    given = files.parse_known_args(line.spelled(arguments))[0].config
+    for file in filter(None, given):  # by themselves, so that a mistake is placed
+        line.parse_file(file, "give a YAML file of options, such as the config.yaml of a run")
+    return line.parse(arguments)
 
 
 def _in_folder(options: Options) -> Options:
@@ -138,22 +138,57 @@ def _holds_something(folder: Path) -> bool:
     return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
-def _parser() -> ArgumentParser:
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(
-        prog="train.py",
-        exit_on_error=False,  # a mistake is a sentence
-        allow_abbrev=False,  # a mistyped option is refused, never taken for a longer one
-        usage="train.py [--config FILE] [--OPTION VALUE ...]",
-        description="Train and test an image-and-table classifier. Without options: GAAL on handwritten digits. "
-        f"Data sets: {', '.join(DATASETS)}. Methods: {', '.join(METHODS)}.",
+def _line() -> CommandLine:
+    line = CommandLine(
+        str(Path(__file__).with_name("train.py")),
+        "Train and test a classifier of an image and a table row. More: --help OPTION, and --help METHOD for a method "
+        "and its own options, such as --gaal.margin.",
+        [
+            "",
+            "--dataset csv --path pets.csv --image_column photo --target_column kind",
+            "--dataset leaves100 --method alternating --fusion calibrated",
+        ],
+        short={"lr": "learning_rate"},
     )
-    parser.add_argument("--config", action="config", help="YAML file of options, such as the config.yaml of a run.")
-    parser.add_class_arguments(Options, skip={"settings"})
+    line.parser.add_argument("--config", action="config")
+    line.add(Options, skip={"settings"})
+    group: list[str] = []
+    starts = {first: heading for heading, first in GROUPS.items()}
+    for name in line.options:
+        if name in starts:
+            group = line.groups[starts[name]] = []
+        group.append(name)
+    for option in _OWN:
+        line.options[option.name] = option
+        group.append(option.name)
+    line.groups["Data"].insert(1, ", ".join(DATASETS))
+    line.groups["Model"].insert(1, ", ".join(METHODS))
+    for option, registry in (("dataset", DATASETS), ("method", METHODS)):
+        line.topics[option] = partial(_headlines, registry)
+    for name in DATASETS:
+        own = [option.name for option in line.options.values() if f"{name}: " in option.text]
+        line.topics[name] = partial(_about, line, "dataset", DATASETS, name, own)
     for name, settings in SETTINGS.items():
         if fields(settings):
-            parser.add_class_arguments(settings, name)
-    return parser
+            line.add(settings, name)
+        own = [f"{name}.{field.name}" for field in fields(settings)]
+        line.topics[name] = partial(_about, line, "method", METHODS, name, own)
+    return line
+
+
+def _headlines(registry: Registry[Any, Any]) -> str:
+    """What a registry has, a sentence each."""
+    return "\n".join(filled(f"{name}: {_headline(registry, name)}", "", "    ") for name in registry)
+
+
+def _about(line: CommandLine, option: str, registry: Registry[Any, Any], name: str, own: Sequence[str]) -> str:
+    """A method or a data set, and the options that it alone has."""
+    head = filled(f"--{option} {name}: {_headline(registry, name)}")
+    return "\n\n".join([head, *(map(line.paragraph, own) if own else ["There are no options for it alone."])])
+
+
+def _headline(registry: Registry[Any, Any], name: str) -> str:
+    return f"{registry.title(name)}. {registry.summary(name)[:1].upper()}{registry.summary(name)[1:]}."
 
 
 def _options(namespace: Namespace) -> Options:

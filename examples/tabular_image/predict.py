@@ -29,16 +29,17 @@ def predict(
     """Predict the rows of a table, with a line of output a row.
 
     Args:
-        run: folder of a run of train.py, or the model.pt in it.
-        path: the table, with the columns that the model was trained with, but for the target: CSV and its kin, Excel or
-            Parquet. All columns of pictures may be absent, or all others.
-        out: file of the predictions, as CSV; default standard output.
-        image_root: where relative paths of pictures start; default the folder of the table.
-        separator: sign between the cells; found where left out.
-        encoding: encoding of the text; found where left out.
-        batch_size: rows in memory at a time; default that of the training, with which figures repeat to the bit.
-        workers: processes that read pictures.
-        device: where to predict.
+        run: Folder of a run of train.py, or the model.pt in it.
+        path: The table, as CSV and its kin, Excel or Parquet. The table has the columns that the model was trained
+            with, but for the target. All columns of pictures may be absent, or all other columns.
+        out: CSV file of the predictions. The default is standard output.
+        image_root: Folder where relative paths of pictures start. The default is the folder of the table.
+        separator: Sign between the cells. The sign is found where left out.
+        encoding: Encoding of the text. The encoding is found where left out.
+        batch_size: Rows in memory at a time. The default is the batch size of the training, with which figures repeat
+            to the bit.
+        workers: Reading processes. The processes read pictures.
+        device: Where to predict.
 
     Raises:
         InputError: the model or the table cannot be used, or the file cannot be written.
@@ -72,7 +73,13 @@ def predict(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    return run_command(predict, "predict.py", "Predict new rows with a model of train.py.", arguments)
+    return run_command(
+        predict,
+        __file__,
+        "Predict new rows with a model of train.py, and write a line of output a row.",
+        arguments,
+        example="--run runs/csv-gaal-seed0 --path new.csv --out predictions.csv",
+    )
 
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path, PureWindowsPath
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
+from tabular_image.commands import run_command
 from tabular_image.data import PAGES
 from tabular_image.errors import InputError
 from tabular_image.files import replacing
@@ -76,55 +76,54 @@ ARCHIVES = {"dvm": _dvm, "celeba": _celeba, "sun": _sun}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = ArgumentParser(prog="prepare.py", description="Turn downloaded archives into a data set for train.py.")
-    parser.add_argument("name", choices=list(ARCHIVES), help="Data set.")
-    parser.add_argument("--archives", type=Path, required=True, help="Folder with the files as they are published.")
-    parser.add_argument("--data_root", type=Path, default=Path("data"), help="Folder with one folder a data set.")
-    parser.add_argument("--download", type=bool, default=False, help="First download the files that are not there.")
-    options = parser.parse_args(sys.argv[1:] if arguments is None else list(arguments))
-    try:
-        prepare(options.name, options.archives, options.data_root, options.download)
-    except (InputError, OSError) as error:  # a full disk, a folder without permission
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(
+        prepare,
+        __file__,
+        "Turn downloaded archives into a data set for train.py.",
+        arguments,
+        example="dvm --archives downloads",
+        kept="what is complete stays, start again to go on",
+        first="name",
+    )
 
 
-def prepare(name: str, folder: Path, data_root: Path, download: bool = False) -> None:
-    """Checks the archives in `folder`, extracts what `load` reads to `data_root / name` and writes a manifest.
+def prepare(
+    name: Literal["dvm", "celeba", "sun"], archives: Path, data_root: Path = Path("data"), download: bool = False
+) -> None:
+    """Checks the archives, extracts what `load` reads to `data_root / name` and writes a manifest.
 
     What an interrupted call has extracted is kept. The manifest holds the SHA-256 sums of the archives, as comments,
     and of every file: `sha256sum --check manifest.sha256`.
 
     Args:
-        name: A key of `ARCHIVES`.
-        folder: Holds the published files; downloads go there.
-        data_root: The folder with one folder a data set.
-        download: Download the published files that are not there.
+        name: Data set.
+        archives: Folder with the files as they are published. Downloads go there.
+        data_root: Folder with one folder a data set.
+        download: First download the files that are not there.
 
     Raises:
         InputError: A file is missing, damaged, unsafe to extract or cannot be downloaded.
     """
     root = data_root / name
-    archives = ARCHIVES[name]()
+    published = ARCHIVES[name]()
     if download:
-        folder.mkdir(parents=True, exist_ok=True)
-        for archive in archives:
-            if not (folder / archive.name).is_file():
-                _download(archive, folder)
-    missing = [archive.name for archive in archives if not (folder / archive.name).is_file()]
+        archives.mkdir(parents=True, exist_ok=True)
+        for archive in published:
+            if not (archives / archive.name).is_file():
+                _download(archive, archives)
+    missing = [archive.name for archive in published if not (archives / archive.name).is_file()]
     if missing:
         raise InputError(
-            f"{folder} lacks {' and '.join(missing)}; download from {PAGES[name]} to that folder, "
+            f"{archives} lacks {' and '.join(missing)}; download from {PAGES[name]} to that folder, "
             "or give --download true"
         )
-    for archive in archives:
-        if archive.md5 and _sum(folder / archive.name, "md5") != archive.md5:
+    for archive in published:
+        if archive.md5 and _sum(archives / archive.name, "md5") != archive.md5:
             raise InputError(
-                f"{folder / archive.name} is damaged, its MD5 sum is not the published {archive.md5}; "
+                f"{archives / archive.name} is damaged, its MD5 sum is not the published {archive.md5}; "
                 f"download it again from {PAGES[name]}"
             )
-    paths = [folder / archive.name for archive in archives]
+    paths = [archives / archive.name for archive in published]
     written = (
         _prepare_dvm(paths[0], paths[1], root)
         if name == "dvm"

@@ -116,7 +116,7 @@ def test_a_run_folder_that_cannot_be_had(name, words, arguments, tmp_path, capsy
         ("folder", ["not a file"]),
         (b"\x00\xff\xfe", ["decode"]),
         (b"epochs: [1", ["parsing"]),
-        (b"epoch: 3", ["epoch", "not accepted"]),
+        (b"epoch: 3", ["no option epoch;", "did you mean epochs?"]),
         (b"epochs: many", ["epochs", "many"]),
         (b"3", ["3"]),
         (b"", ["Unexpected"]),
