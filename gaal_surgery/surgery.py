@@ -171,7 +171,9 @@ def weigh(gramian: Tensor, rule: Rule) -> Tensor:
     if not isinstance(weights, Tensor):
         raise TypeError(f"rule must return a tensor of weights, not {type(weights).__name__}")
     if weights.shape != gramian.shape[:1]:
-        raise ValueError(f"rule must return one weight for each gradient, ({len(gramian)},), not {tuple(weights.shape)}")
+        raise ValueError(
+            f"rule must return one weight for each gradient, ({len(gramian)},), not {tuple(weights.shape)}"
+        )
     # Without a usable current gradient the rule's weights are dropped, and the gradient passes unchanged.
     return weights.to(gramian) if usable is None else torch.where(usable[0], weights.to(gramian), current)
 
