@@ -47,8 +47,8 @@ class Joined(NamedTuple):
 def align(gradient: Gradient, guides: Sequence[Gradient], rule: Rule = HalfSpace(), *, fused: bool = False) -> Gradient:
     """The current gradient after surgery (Eqs. 3-5 of the paper, for the default rule).
 
-    A guide is a gradient that the current gradient must not hurt. Where their inner product is negative, a step along
-    the current gradient raises the guide's loss: the two are in conflict.
+    A guide is a gradient that the current gradient must not hurt. Where their inner product is negative, the two are in
+    conflict: a plain step along the current gradient then raises the guide's loss.
 
     Args:
         gradient: a tensor, or a sequence or mapping of tensors, such as the parameters' gradients of one module. The
@@ -216,7 +216,7 @@ def _dtype_of_sum(current: Tensor, guides: list[Tensor], exact: bool) -> torch.d
 
 
 def cancels(products: Tensor, weights: Tensor) -> bool:
-    """Whether a term of the weighted sum may be so much longer than g that the term's rounding would show in the result."""
+    """Whether the sum may have terms so much longer than g that the rounding of these terms would show."""
     if len(products) == 2 or not on_host(products):
         return len(products) > 2
     norms = [math.sqrt(square) for square in products.diagonal().tolist()]
