@@ -1,4 +1,4 @@
-"""The digits of quickstart.py as trainers take them: rows for a DataLoader, and a model with one forward."""
+"""The digits of quickstart.py in the form that trainers take: rows for a DataLoader, a model with one forward."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def rows(split: str) -> list[dict[str, Tensor]]:
 
 
 class Model(nn.Module):
-    """Encoders and their head behind one forward: DDP reduces, and trainers cast, only what goes through it.
+    """Encoders and head behind one forward: DDP reduces, and trainers cast, only what goes through forward.
 
-    It is entered once for features and once for their logits, so that features can serve more than one turn.
+    Forward is called once for features and once for the features' logits, so that features can serve several turns.
     """
 
     def __init__(self) -> None:
@@ -36,12 +36,12 @@ class Model(nn.Module):
         self.head = self.encoders.pop("head")
 
     def forward(self, given: Any, modality: str | None = None) -> Tensor:
-        """The features of a modality of a batch, or the logits of features."""
+        """With a modality, the features of a batch. Without one, the logits of features."""
         return self.head(given) if modality is None else self.encoders[modality](given[modality])
 
 
 def fresh_features(optimizer: Optimizer, model: Model, batch: dict[str, Tensor]) -> FreshFeatures:
-    """The features of a batch by modality, from a model in whatever shell a trainer has put it."""
+    """The features of a batch by modality. The model may be wrapped by a trainer."""
     encoders = {modality: partial(model, modality=modality) for modality in MODALITIES}
     return FreshFeatures(optimizer, encoders, dict.fromkeys(MODALITIES, batch))
 
