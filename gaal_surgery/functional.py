@@ -110,7 +110,7 @@ class SharedFunction:
             for name, parameter in module._parameters.items()
             if id(parameter) in place
         }
-        # Copy the buffers, so that a module that counts in eval mode leaves no trace. torch.func needs copies from here.
+        # Copy the buffers, so that a module that counts in eval mode leaves no trace. torch.func needs them made here.
         slots |= {name: buffer.clone() for name, buffer in self._shared.named_buffers()}
         with autocast(self._device, self._autocast):
             # tie_weights=True would destroy a module that is used twice.

@@ -65,7 +65,7 @@ def main(
         done = int(resume.name.removeprefix("epoch_"))
     for epoch in range(done, epochs):
         loader.set_epoch(epoch)
-        for group in zip(*[iter(loader)] * accumulate, strict=False):  # `accumulate` at a time; an incomplete rest is dropped
+        for group in zip(*[iter(loader)] * accumulate, strict=False):  # `accumulate` at a time; drop an incomplete rest
             labels = torch.cat([inputs["labels"] for inputs in group])
             passes = [fresh_features(alternator, model, inputs) for inputs in group]
             for turn in alternator.turns(*MODALITIES):
