@@ -32,7 +32,7 @@ class Trace:
         features: ``(k, ...)``.
         logits: ``(k, ...)``, without a graph.
         pull: from cotangents ``(k, ...)`` to the gradient of ``sum(logits * cotangents)``, a tensor for each parameter.
-        layers: from cotangents to the module's Linear layers; None if the module does anything else between them.
+        layers: from cotangents to the module's Linear layers; None if anything but element-wise functions joins the layers.
     """
 
     features: Tensor
@@ -346,7 +346,7 @@ def _linear_layers(logits: Tensor, parameters: list[nn.Parameter], cotangents: T
             waiting.append(features)
         elif node.name().removesuffix("Backward0") in _KEEP_APART:
             waiting += inputs
-        elif id(getattr(node, "variable", logits)) in trained | {id(logits)}:  # any leaf but the features
+        elif id(getattr(node, "variable", logits)) in trained | {id(logits)}:  # anything but the features' leaf
             return None
     errors = _pulled_back(logits, [GradientEdge(node, 0) for node, *_ in layers], cotangents)
     return [(rows, error, bias) for (_, rows, bias), error in zip(layers, errors, strict=True)] or None

@@ -135,7 +135,7 @@ def _weighted_sum(outputs, tensors, sizes, weights, count: tl.constexpr, width: 
                 weight = tl.load(weights + i)
                 guide = tl.load(tensors[column * count + i] + places, inside, 0.0).to(tl.float64)
                 total = tl.where(weight != 0, total + guide * weight, total)
-            if outputs[column].dtype.element_ty.primitive_bitwidth < 32:  # the interpreter needs this step
+            if outputs[column].dtype.element_ty.primitive_bitwidth < 32:  # the interpreter cannot convert directly
                 total = total.to(tl.float32)
             tl.store(outputs[column] + places, total.to(outputs[column].dtype.element_ty), inside)
         block -= blocks
