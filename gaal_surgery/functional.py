@@ -32,7 +32,7 @@ class Trace:
         features: ``(k, ...)``.
         logits: ``(k, ...)``, without a graph.
         pull: from cotangents ``(k, ...)`` to the gradient of ``sum(logits * cotangents)``, a tensor for each parameter.
-        layers: from cotangents to the module's Linear layers; None if anything but element-wise functions joins the layers.
+        layers: from cotangents to the module's Linear layers; None if more than element-wise functions joins them.
     """
 
     features: Tensor
