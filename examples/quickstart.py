@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from gaal_surgery import ConflictMonitor, FreshFeatures, GradientAlignedAlternator, fuse_logits
 
 EPOCHS, BATCH, WIDTH = 60, 50, 64
-MODALITIES = ("table", "image")  # the costly encoder takes the last turn: it runs once a round
+MODALITIES = ("table", "image")  # the costly encoder takes the last turn, as it then runs once a round
 
 
 def load() -> dict[str, tuple[dict[str, Tensor], Tensor]]:
-    """By split, the inputs by modality and the classes; standardised by the training rows."""
+    """By split, the inputs by modality and the classes. The training rows standardise the table."""
     samples = digits()
     table = samples.table.to_numpy()
     scaler = StandardScaler().fit(table[samples.split == "train"])
@@ -27,7 +27,7 @@ def load() -> dict[str, tuple[dict[str, Tensor], Tensor]]:
 
 
 def build(columns: int) -> nn.ModuleDict:
-    """One encoder a modality, and the head that they share."""
+    """One encoder for each modality, and the head that the modalities share."""
     return nn.ModuleDict(
         {
             "image": nn.Sequential(
@@ -41,7 +41,7 @@ def build(columns: int) -> nn.ModuleDict:
 
 
 def main() -> None:
-    """Train, then print the test accuracy of image, table and both."""
+    """Train, then print the test accuracy of the table, the image and both."""
     torch.manual_seed(0)
     data = load()
     inputs, target = data["train"]

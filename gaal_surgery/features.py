@@ -1,4 +1,4 @@
-"""Features of one batch for fresh guidance: a pass through an encoder serves its guide and its turn."""
+"""Features of one batch for fresh guidance: one pass through an encoder serves the modality's guide and its turn."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,28 +12,31 @@ from gaal_surgery.rounds import Round
 
 
 class FreshFeatures:
-    """The features of one batch by modality, computed when they are first asked for, and never stale.
+    """The features of one batch by modality, computed on first use and kept up to date.
 
-    An encoder moves in its own turn alone. Until then one pass, with its graph, serves the guides of other turns and
-    the turn itself. Once the turn is over, ``features[modality]`` runs the encoder again, without a graph. Only the
-    encoder of the last turn runs once in a round: give the costly encoder the last turn.
+    An encoder changes only in the turn of its modality. Until that turn is over, one pass with its graph serves the
+    turn itself and the guides of other turns. Afterwards ``features[modality]`` runs the encoder again, without a
+    graph. Only the encoder of the last turn runs once in a round: give the costly encoder the last turn.
 
-    The repeated pass leaves the encoder's buffers as they are: batch normalisation counts a batch once. Dropout draws
-    one mask for a pass, and both uses of a pass see this mask.
+    A repeated pass leaves the encoder's buffers unchanged, so that batch normalisation counts a batch once. Dropout
+    draws one mask for a pass. Both uses of the pass see this mask.
 
     Args:
-        optimizer: the wrapper whose turns are taken, also in a trainer's shell.
-        encoders: by modality, what gives features; an ``nn.ModuleDict``, or any callables. The buffers of an encoder
-            that is no ``nn.Module`` are not looked after.
+        optimizer: the :class:`GradientAlignedAlternator` whose turns are taken, or a trainer's wrapper around it.
+        encoders: by modality, the function that gives features; an ``nn.ModuleDict``, or a mapping of callables. The
+            buffers of an encoder are kept only if the encoder is an ``nn.Module``.
         inputs: by modality, what the encoder is called on.
 
     Raises:
         KeyError: a modality has no encoder or no input.
 
     Example:
-        >>> encoders = torch.nn.ModuleDict({"table": torch.nn.Linear(4, 8), "image": torch.nn.Linear(16, 8)})
+        >>> encoders = torch.nn.ModuleDict(
+        ...     {"table": torch.nn.Linear(4, 8), "image": torch.nn.Linear(16, 8)}
+        ... )
         >>> head = torch.nn.Linear(8, 3)
-        >>> optimizer = GradientAlignedAlternator(torch.optim.Adam([*encoders.parameters(), *head.parameters()]), head)
+        >>> adam = torch.optim.Adam([*encoders.parameters(), *head.parameters()])
+        >>> optimizer = GradientAlignedAlternator(adam, shared=head)
         >>> inputs = {"table": torch.randn(32, 4), "image": torch.randn(32, 16)}
         >>> target = torch.randint(3, (32,))
         >>> features = FreshFeatures(optimizer, encoders, inputs)
@@ -50,7 +53,7 @@ class FreshFeatures:
         self._passes: dict[str, tuple[int, Tensor]] = {}
 
     def __getitem__(self, modality: str) -> Tensor:
-        """The features of a modality, with a graph until its turn is over."""
+        """The features of a modality, with a graph until the modality's turn is over."""
         current: Round = self._optimizer._round  # type: ignore[attr-defined]
         encoder, earlier = self._encoders[modality], self._passes.get(modality)
         if earlier is None:
@@ -63,7 +66,7 @@ class FreshFeatures:
 
 @contextmanager
 def _buffers_set_aside(encoder: Callable[..., Tensor]) -> Iterator[None]:
-    """Copies stand in for the encoder's buffers."""
+    """Let copies stand in for the encoder's buffers for the length of the block."""
     modules = list(encoder.modules()) if isinstance(encoder, nn.Module) else []
     slots = [(m._buffers, name, x) for m in modules for name, x in m._buffers.items() if x is not None]
     try:

@@ -1,4 +1,4 @@
-"""The shared module as a function of its features, prepared once a step: logits, pull-back, norms."""
+"""The shared module as a function of the features, prepared once a step: logits, pulled-back gradients, norms."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -14,11 +14,11 @@ from torch.func import functional_call, vjp
 from gaal_surgery.shards import put_together
 
 LossFn = Callable[[Tensor, Tensor], Tensor]
-# A Linear layer in a backward pass: what it was called on ``(k, D)`` where its weight trains, the gradient with respect
-# to what it returned ``(k, C)``, and whether its bias trains.
+# A Linear layer in a backward pass: its input ``(k, D)``, or None where its weight is frozen; the gradient with respect
+# to its output ``(k, C)``; and whether its bias trains.
 Layer = tuple[Tensor | None, Tensor, bool]
 
-# Nodes of autograd's graph that keep samples apart, beside the products of Linear layers.
+# Nodes of autograd's graph that keep samples apart. The products of Linear layers do so too.
 _KEEP_APART = {"Add", "Sub", "Mul", "Clone", "Relu", "LeakyRelu", "Elu", "Gelu", "Silu", "Tanh", "Sigmoid", "Hardtanh"}
 _KEEP_APART |= {"Hardsigmoid", "Hardswish", "LogSigmoid", "Mish", "Softplus"}
 _RECURRENT = (nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward)
@@ -31,8 +31,8 @@ class Trace:
     Attributes:
         features: ``(k, ...)``.
         logits: ``(k, ...)``, without a graph.
-        pull: from ``(k, ...)`` cotangents to the gradient of ``sum(logits * cotangents)``, a tensor a parameter.
-        layers: from cotangents to the module's Linear layers; None for a module that does anything else.
+        pull: from cotangents ``(k, ...)`` to the gradient of ``sum(logits * cotangents)``, a tensor for each parameter.
+        layers: from cotangents to the module's Linear layers; None if more than element-wise functions joins them.
     """
 
     features: Tensor
@@ -42,12 +42,12 @@ class Trace:
 
 
 class SharedFunction:
-    """The shared module while :func:`as_function` lasts.
+    """The shared module inside :func:`as_function`.
 
     Attributes:
-        names: of the trainable parameters; a tied parameter has one name.
+        names: the names of the trainable parameters. A tied parameter has one name.
         parameters: the trainable parameters, in the order of their names.
-        constants: their values, without a graph.
+        constants: the parameters' values, without a graph.
     """
 
     def __init__(self, shared: nn.Module, device: torch.device) -> None:
@@ -57,9 +57,9 @@ class SharedFunction:
         self._autocast: torch.dtype | None = None
 
     def as_input(self, features: Tensor) -> Tensor:
-        """The features as constants, in the precision in which the module computes when it trains.
+        """The features as constants, in the precision in which the module trains.
 
-        Encoders under autocast hand over half precision. Features in a dtype that no parameter has go to the dtype of
+        Encoders under autocast give half precision. Features in a dtype that no parameter has are cast to the dtype of
         the first trainable parameter. Integers stay integers.
         """
         features = as_constant(features)
@@ -70,13 +70,17 @@ class SharedFunction:
         """The logits, one row for every sample; no graph is kept.
 
         Raises:
-            ValueError: the module cannot take the features, or does not return one row for each.
+            ValueError: the module cannot take the features, or does not return one row for each sample.
         """
         with torch.no_grad():
             return self._run(features)
 
     def trace(self, features: Tensor) -> Trace:
-        """Run the module so that gradients can be pulled back; raises as :meth:`logits`."""
+        """Run the module so that gradients can be pulled back.
+
+        Raises:
+            ValueError: as :meth:`logits`.
+        """
         if self._is_linear and features.ndim == 2:
             return Trace(
                 features,
@@ -106,10 +110,10 @@ class SharedFunction:
             for name, parameter in module._parameters.items()
             if id(parameter) in place
         }
-        # Copies, so that a module that counts in eval mode leaves no trace; torch.func wants them made in here.
+        # Copy the buffers, so that a module that counts in eval mode leaves no trace. torch.func needs them made here.
         slots |= {name: buffer.clone() for name, buffer in self._shared.named_buffers()}
         with autocast(self._device, self._autocast):
-            # With tie_weights=True torch destroys a module that is used twice.
+            # tie_weights=True would destroy a module that is used twice.
             logits: Tensor = functional_call(self._shared, slots, (features,), tie_weights=False)
         return logits
 
@@ -126,12 +130,12 @@ class SharedFunction:
             return self.call(self.constants, features)
         try:
             with autocast(self._device, self._autocast):
-                # A copy, as the module's first operation may work in place.
+                # Copy, as the module's first operation may work in place.
                 return self._shared(features if self._is_linear else features.clone())
         except RuntimeError:
             if self._autocast is not None or not _has_autocast(self._device):
                 raise
-            # Some modules run under autocast alone, such as one of a frozen bfloat16 and a float32 layer.
+            # Some modules run only under autocast, such as a frozen bfloat16 layer before a float32 layer.
             low = features.dtype in (torch.bfloat16, torch.float16)
             self._autocast = features.dtype if low else torch.get_autocast_dtype(self._device.type)
             with suppress(Exception):
@@ -140,13 +144,14 @@ class SharedFunction:
 
     @torch.enable_grad()
     def _run_with_graph(self, features: Tensor) -> Tensor:
-        # As in training, where features come from an encoder; reentrant checkpoints need it.
+        # In training, features from an encoder require a gradient. Reentrant checkpoints need that.
         return self._run(features.detach().requires_grad_(features.is_floating_point()))
 
     def _by_backward(self, features: Tensor, cotangents: Tensor) -> list[Tensor]:
-        """The gradients as training gets them: reentrant checkpoints and their like know no other way.
+        """The gradients by ``backward``, as in training: reentrant checkpoints and the like allow no other way.
 
-        Leaves that stand in for the parameters take the gradients: the parameters' own ``.grad`` and hooks stay out.
+        Leaves that stand in for the parameters collect the gradients. The parameters' own ``.grad`` and hooks are not
+        touched.
         """
         leaves = {parameter: nn.Parameter(parameter.detach()) for parameter in self.parameters}
         tables = [module._parameters for module in self._shared.modules()]
@@ -163,9 +168,9 @@ class SharedFunction:
 
 @contextmanager
 def as_function(shared: nn.Module, device: torch.device) -> Iterator[SharedFunction]:
-    """The module in eval mode and in its own precision, autocast or not; afterwards everything is as it was.
+    """The module in eval mode and in its own precision, also inside autocast. Afterwards everything is restored.
 
-    That is, every parameter, buffer, flag, attribute and hook of the module and of its submodules, and the random
+    Restored are every parameter, buffer, flag, attribute and hook of the module and of its submodules, and the random
     generators, also after an error. Parameters that FSDP2 has sharded are put together meanwhile.
     """
     modes = [(module, module.training) for module in shared.modules()]
@@ -186,7 +191,7 @@ def as_function(shared: nn.Module, device: torch.device) -> Iterator[SharedFunct
 
 @contextmanager
 def same_random_numbers(device: torch.device) -> Iterator[None]:
-    """The random generators go on as if nothing had been drawn. A CUDA graph's generator cannot be set."""
+    """Restore the random generators after the block. A CUDA graph's generator cannot be restored."""
     on_cuda = device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
     with torch.random.fork_rng([device] if on_cuda else []):
         yield
@@ -194,11 +199,11 @@ def same_random_numbers(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _as_it_was(shared: nn.Module) -> Iterator[None]:
-    """Whatever the modules change in themselves is put back: attributes, lists and tables of theirs, buffers."""
+    """Restore what the modules change in themselves: attributes, lists and tables in attributes, buffers."""
     tables = [table for module in shared.modules() for table in (vars(module), *vars(module).values())]
     memory = [(table, copy.copy(table)) for table in tables if isinstance(table, (dict, list, set))]
     try:
-        copies: dict[Tensor, Tensor] = {}  # in place of buffers, which a user's graph may have saved
+        copies: dict[Tensor, Tensor] = {}  # stand in for buffers, which a user's graph may have saved
         for module in shared.modules():
             for name, buffer in module._buffers.items():
                 if buffer is not None:
@@ -216,7 +221,7 @@ def _as_it_was(shared: nn.Module) -> Iterator[None]:
 
 
 def logit_gradient(logits: Tensor, target: Tensor, loss_fn: LossFn) -> Tensor:
-    """Gradient of the batch's loss with respect to the logits; row ``i`` is sample ``i``'s share of it.
+    """Gradient of the batch's loss with respect to the logits. Row ``i`` is sample ``i``'s share of the gradient.
 
     Raises:
         ValueError: the loss cannot take the target, or is not a scalar.
@@ -240,7 +245,7 @@ def logit_gradient(logits: Tensor, target: Tensor, loss_fn: LossFn) -> Tensor:
 
 @contextmanager
 def explaining(where: str) -> Iterator[None]:
-    """Say where an error comes from."""
+    """Prefix an error of the block with the place where the error arose."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -252,9 +257,9 @@ def explaining(where: str) -> Iterator[None]:
 def closed_form_norms(layers: list[Layer]) -> Tensor:
     """Norm of every sample's gradient, ``(k,)``, for a module of Linear layers.
 
-    The gradient of sample ``i`` on a layer is the outer product of a row of errors with a row of inputs, and of the
-    errors with 1 for the bias, whence ``|d_i| * sqrt(|u_i|^2 + 1)`` without forming it (Goodfellow, 2015, "Efficient
-    per-example gradient computations").
+    On a layer, the weight's gradient for sample ``i`` is the outer product of the output error ``d_i`` and the input
+    ``u_i``. The bias's gradient is ``d_i``. Together they have the norm ``|d_i| * sqrt(|u_i|^2 + 1)``, so neither is
+    formed (Goodfellow, 2015, "Efficient per-example gradient computations").
     """
     norms = []
     for inputs, errors, bias in layers:
@@ -264,7 +269,7 @@ def closed_form_norms(layers: list[Layer]) -> Tensor:
 
 
 def row_norms(rows: Tensor) -> Tensor:
-    """``(k,)`` norms of ``(k, ...)``, float32 or wider."""
+    """The norms ``(k,)`` of rows ``(k, ...)``, float32 or wider."""
     dtype = torch.promote_types(rows.dtype, torch.float32)
     norms: Tensor = torch.linalg.vector_norm(rows.reshape(len(rows), -1), dim=1, dtype=dtype)
     return norms
@@ -283,25 +288,25 @@ def check_lengths(features: Tensor, target: Tensor) -> None:
 
 
 def as_constant(tensor: Tensor) -> Tensor:
-    """The tensor without a graph; a tensor made under ``inference_mode`` is copied, as autograd cannot save it."""
+    """The tensor without a graph. A tensor from ``inference_mode`` is copied, as autograd cannot save it."""
     return tensor.clone() if not torch.compiler.is_compiling() and tensor.is_inference() else tensor.detach()
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
-    """Autocast to the dtype, or none for None; nothing where the device has no autocast."""
+    """Autocast to the dtype; None switches autocast off. On a device without autocast this does nothing."""
     if not _has_autocast(device):
         return nullcontext()
-    # A cached cast made without a graph would be used again where a graph is wanted.
+    # Without cache_enabled=False a cast made without a graph would be reused where a graph is needed.
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=False)
 
 
 def _has_autocast(device: torch.device) -> bool:
-    # Compilers before torch 2.13 cannot look, and there is none for a device without autocast.
+    # Compilers before torch 2.13 cannot ask, and no compiler serves a device without autocast.
     return torch.compiler.is_compiling() or torch.amp.is_autocast_available(device.type)
 
 
 def _is_linear(shared: nn.Module) -> bool:
-    """Whether the module is one product of matrices; a subclass, parametrization, hook or DTensor may be another."""
+    """Whether the module is one matrix product. A subclass, parametrization, hook or DTensor may be something else."""
     hooks = (shared._forward_hooks, shared._forward_pre_hooks, shared._backward_hooks, shared._backward_pre_hooks)
     plain = all(type(x) is nn.Parameter and not x._backward_hooks for x in shared.parameters())
     return type(shared) is nn.Linear and plain and not any(hooks)
@@ -314,7 +319,7 @@ def _pulled_back(logits: Tensor, inputs: Any, cotangents: Tensor) -> list[Any]:
 def _linear_layers(logits: Tensor, parameters: list[nn.Parameter], cotangents: Tensor) -> list[Layer] | None:
     """The module's Linear layers, read off autograd's graph; None where the module does anything else.
 
-    Anything else but element-wise functions between the layers: these keep samples apart.
+    Element-wise functions between the layers are allowed, because they keep samples apart.
     """
     trained = {id(parameter) for parameter in parameters}
     layers: list[tuple[Any, Tensor | None, bool]] = []
@@ -329,7 +334,7 @@ def _linear_layers(logits: Tensor, parameters: list[nn.Parameter], cotangents: T
             *bias, features, transposed = inputs
             weight = transposed.next_functions[0][0] if transposed and transposed.name() == "TBackward0" else transposed
             leaves = [leaf for leaf in (weight, *bias) if leaf]
-            # A parameter that is used twice has a sum of products for its gradient.
+            # The gradient of a parameter that is used twice is a sum of products.
             if not {id(getattr(leaf, "variable", None)) for leaf in leaves} <= trained or not seen.isdisjoint(leaves):
                 return None
             if bias and not node._saved_alpha == node._saved_beta == 1:
@@ -341,7 +346,7 @@ def _linear_layers(logits: Tensor, parameters: list[nn.Parameter], cotangents: T
             waiting.append(features)
         elif node.name().removesuffix("Backward0") in _KEEP_APART:
             waiting += inputs
-        elif id(getattr(node, "variable", logits)) in trained | {id(logits)}:  # anything but the features' own leaf
+        elif id(getattr(node, "variable", logits)) in trained | {id(logits)}:  # anything but the features' leaf
             return None
     errors = _pulled_back(logits, [GradientEdge(node, 0) for node, *_ in layers], cotangents)
     return [(rows, error, bias) for (_, rows, bias), error in zip(layers, errors, strict=True)] or None

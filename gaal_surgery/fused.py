@@ -1,7 +1,7 @@
 """The two passes over the gradients' memory as Triton kernels, one launch each for a module of a few tensors.
 
-Both kernels are custom operators, which compile and have a meta form.
-Numbers are multiplied and added in float64. No sum is atomic, so that results repeat to the bit.
+Both kernels are custom operators, so they compile and have a meta form. They multiply and add in float64. No sum is
+atomic, so results repeat to the bit.
 """
 
 import torch
@@ -13,21 +13,21 @@ if not hasattr(tl, "tuple"):
     raise ImportError(f"triton {triton.__version__} has no tuples of pointers")
 
 _BLOCK = 1024
-_MOST = 16  # tensors of one launch, over which its code is unrolled
+_MOST = 16  # tensors of one launch; the kernel's code is unrolled over them
 
 
 def check_device(device: torch.device) -> None:
-    """Raise where Triton cannot run: on a CPU, but for Triton's interpreter."""
+    """Raise where Triton cannot run: on a CPU, unless Triton's interpreter is on."""
     if device.type == "cpu" and isinstance(_inner_products, triton.JITFunction):
         remedy = "leave fused=False, or set TRITON_INTERPRET=1 before triton is imported"
         raise ValueError(f"fused=True runs Triton kernels, but the gradients are on a CPU: {remedy}")
 
 
 def gramian(columns: list[list[Tensor]]) -> Tensor:
-    """All inner products ``(n, n)`` of ``n`` gradients, float64; that of a gradient with itself tells if it is finite.
+    """All inner products ``(n, n)`` of ``n`` gradients, float64. The diagonal tells which gradients are finite.
 
     Args:
-        columns: by tensor, the ``n`` tensors in that place.
+        columns: for each tensor of the structure, its ``n`` versions.
     """
     partial = [
         inner_products([x.contiguous() for column in part for x in column], len(part[0])) for part in _parts(columns)
@@ -36,12 +36,12 @@ def gramian(columns: list[list[Tensor]]) -> Tensor:
 
 
 def combine_into(outputs: list[Tensor], columns: list[list[Tensor]], weights: Tensor) -> None:
-    """Write the weighted sum of gradients into tensors, which may be those of the first gradient.
+    """Write the weighted sum of gradients into tensors. These may be the first gradient's own tensors.
 
     Args:
         outputs: a tensor for each column.
         columns: as in :func:`gramian`.
-        weights: ``(n,)``, of which exactly 0 leaves no trace of any gradient but the first.
+        weights: ``(n,)``. A weight of exactly 0 leaves no trace of any gradient but the first.
     """
     for part in _parts([[output, *column] for output, column in zip(outputs, columns, strict=True)]):
         totals = [
@@ -55,7 +55,7 @@ def combine_into(outputs: list[Tensor], columns: list[list[Tensor]], weights: Te
 
 
 def _parts(columns: list[list[Tensor]]) -> list[list[list[Tensor]]]:
-    """The columns that hold numbers, in launches; at least one column."""
+    """The columns that hold numbers, split into launches; at least one column."""
     columns = [column for column in columns if column[0].numel()] or columns[:1]
     size = max(1, _MOST // len(columns[0]))
     return [columns[i : i + size] for i in range(0, len(columns), size)]
@@ -73,7 +73,7 @@ def _partial_products(tensors: list[Tensor], count: int) -> Tensor:
     "gaal_surgery::inner_products", mutates_args=(), schema="(Tensor[] tensors, int count) -> Tensor"
 )
 def inner_products(tensors: list[Tensor], count: int) -> Tensor:
-    """Block by block the inner products ``(blocks, n, n)`` of ``n`` gradients, whose tensors take turns in the list."""
+    """The inner products ``(blocks, n, n)`` of ``n`` gradients, block by block. Their tensors alternate in the list."""
     partial = _partial_products(tensors, count)
     if len(partial):
         sizes = tuple(tensor.numel() for tensor in tensors[::count])
@@ -91,7 +91,7 @@ inner_products.register_fake(_partial_products)
     schema="(Tensor(a!)[] outputs, Tensor[] tensors, Tensor weights) -> ()",
 )
 def weighted_sum(outputs: list[Tensor], tensors: list[Tensor], weights: Tensor) -> None:
-    """The weighted sum of gradients, whose tensors take turns in the list, into contiguous outputs."""
+    """Write the weighted sum of gradients, whose tensors alternate in the list, into contiguous outputs."""
     if blocks := _blocks(outputs):
         sizes = tuple(output.numel() for output in outputs)
         with torch.cuda.device_of(weights):
@@ -135,7 +135,7 @@ def _weighted_sum(outputs, tensors, sizes, weights, count: tl.constexpr, width: 
                 weight = tl.load(weights + i)
                 guide = tl.load(tensors[column * count + i] + places, inside, 0.0).to(tl.float64)
                 total = tl.where(weight != 0, total + guide * weight, total)
-            if outputs[column].dtype.element_ty.primitive_bitwidth < 32:  # the interpreter knows no shorter way
+            if outputs[column].dtype.element_ty.primitive_bitwidth < 32:  # the interpreter cannot convert directly
                 total = total.to(tl.float32)
             tl.store(outputs[column] + places, total.to(outputs[column].dtype.element_ty), inside)
         block -= blocks

@@ -1,4 +1,4 @@
-"""The modalities' outputs into one prediction: mean, product of experts, calibrated sum; classes, labels, Gaussians."""
+"""Fusion of the modalities' outputs into one prediction, for classes, independent labels and Gaussians."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Self
@@ -14,27 +14,33 @@ Outputs = Mapping[str, Tensor] | Sequence[Tensor]
 def fuse_logits(logits: Outputs, *, log_prior: Tensor | None = None, log_odds: Tensor | None = None) -> Tensor:
     """One prediction from the logits of several modalities.
 
-    Without a prior the mean of the logits (Eq. 10 of the paper). With the log frequencies of the classes in training,
-    the product of experts, ``sum_m log softmax(z_m) - (M - 1) log_prior``: right where the modalities are independent
-    given the class, since each expert has counted the prior once. With the log odds of independent labels in training,
-    the product of experts of every label, ``sum_m z_m - (M - 1) log_odds``.
+    There are three ways:
+
+    - By default the mean of the logits (Eq. 10 of the paper).
+    - With ``log_prior``, the product of experts for classes, ``sum_m log softmax(z_m) - (M - 1) log_prior``. Each of
+      the M experts has counted the prior once, so M - 1 priors are taken out. The product is exact where the modalities
+      are independent given the class.
+    - With ``log_odds``, the product of experts for every independent label, ``sum_m z_m - (M - 1) log_odds``.
 
     Args:
-        logits: by modality, or in a sequence: ``(B, C)`` each, for C classes or for as many independent labels.
-        log_prior: ``(C,)`` log frequencies of the classes; None for the mean.
-        log_odds: ``(L,)`` log odds of the labels, ``log(p / (1 - p))`` of a label with frequency p; None for the mean.
+        logits: by modality, or in a sequence: ``(B, C)`` each, for C classes or C independent labels.
+        log_prior: ``(C,)`` log frequencies of the classes in training; None for the mean.
+        log_odds: ``(L,)`` log odds of the L = C labels in training, ``log(p / (1 - p))`` for a label of frequency p;
+            None for the mean.
 
     Returns:
         ``(B, C)`` logits.
 
     Raises:
-        ValueError: there are no logits, their shapes differ, ``log_prior`` or ``log_odds`` has another length than
-            their columns, or both are given.
+        ValueError: there are no logits, their shapes differ, ``log_prior`` or ``log_odds`` differs in length from their
+            columns, or both are given.
 
     Example:
-        >>> fuse_logits({"image": torch.tensor([[2.0, 0.0]]), "table": torch.tensor([[0.0, 1.0]])})
+        >>> image, table = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+        >>> fuse_logits({"image": image, "table": table})
         tensor([[1.0000, 0.5000]])
-        >>> fuse_logits([torch.tensor([[2.0]]), torch.tensor([[1.0]])], log_odds=torch.tensor([-0.5]))
+        >>> labels = [torch.tensor([[2.0]]), torch.tensor([[1.0]])]
+        >>> fuse_logits(labels, log_odds=torch.tensor([-0.5]))
         tensor([[3.5000]])
     """
     stacked = _stacked(logits)
@@ -52,8 +58,8 @@ def fuse_logits(logits: Outputs, *, log_prior: Tensor | None = None, log_odds: T
 def fuse_gaussians(outputs: Outputs) -> Tensor:
     """The normalised product of the modalities' Gaussians.
 
-    The precision is the sum of the precisions. The mean is the mean of the means, weighted by the precisions. Both are
-    computed from the log-variances without leaving the logarithm, so that no precision overflows or underflows.
+    The fused precision (1 / variance) is the sum of the modalities' precisions. The fused mean is the mean of the
+    modalities' means, weighted by the precisions. All precisions stay in logarithms, so none overflows or underflows.
 
     Args:
         outputs: by modality, or in a sequence: ``(B, 2)`` each, the mean and the log-variance of every sample.
@@ -62,10 +68,11 @@ def fuse_gaussians(outputs: Outputs) -> Tensor:
         ``(B, 2)``, the mean and the log-variance of the product.
 
     Raises:
-        ValueError: there are no outputs, their shapes differ, or are not ``(B, 2)``.
+        ValueError: there are no outputs, their shapes differ, or their shapes are not ``(B, 2)``.
 
     Example:
-        >>> fuse_gaussians({"image": torch.tensor([[0.0, 0.0]]), "table": torch.tensor([[4.0, 0.0]])})
+        >>> image, table = torch.tensor([[0.0, 0.0]]), torch.tensor([[4.0, 0.0]])
+        >>> fuse_gaussians({"image": image, "table": table})
         tensor([[ 2.0000, -0.6931]])
     """
     means, log_variances = _stacked(outputs, "outputs", 2).unbind(dim=2)
@@ -74,7 +81,7 @@ def fuse_gaussians(outputs: Outputs) -> Tensor:
 
 
 class _Calibrated(nn.Module):
-    """What the calibrated fusions share: experts by name, and the fit of the parameters around their starts."""
+    """The base of the calibrated fusions: experts by name, and the fit of the parameters around their starts."""
 
     bias: nn.Parameter
     _noun = "logits"
@@ -87,7 +94,7 @@ class _Calibrated(nn.Module):
 
     @property
     def _starts(self) -> dict[str, float]:
-        """Where each parameter starts, and its prior has its mean."""
+        """The value at which each parameter starts. The value is also the mean of the parameter's prior."""
         return {"weight": 1 / len(self.modalities), "bias": 0.0}
 
     @property
@@ -110,7 +117,7 @@ class _Calibrated(nn.Module):
         return stacked.to(torch.promote_types(stacked.dtype, self.bias.dtype))
 
     def _held_out(self, outputs: Outputs, target: Tensor, *columns: int) -> Tensor:
-        """The experts' outputs in float64, as constants, once the target is known to fit them."""
+        """The experts' outputs in float64, as constants, after a check that the target fits the outputs."""
         stacked = self._stacked(outputs).detach().double()
         expected = (stacked.shape[1], *columns)
         if target.shape != expected or len(target) == 0:
@@ -120,7 +127,7 @@ class _Calibrated(nn.Module):
         return stacked
 
     def _fit(self, stacked: Tensor, loss: Callable[[Tensor], Tensor], max_iter: int) -> Self:
-        """Minimise the loss of the fused outputs, with the prior of a unit Gaussian around the start, by L-BFGS."""
+        """Minimise the loss of the fused outputs by L-BFGS, with a unit Gaussian prior around the start."""
         starts = self._starts
         parameters = {
             name: torch.full(own.shape, starts[name]).to(stacked).requires_grad_()
@@ -139,7 +146,7 @@ class _Calibrated(nn.Module):
             return value
 
         optimizer.step(closure)  # type: ignore[no-untyped-call]
-        # An infinite loss, at the start or where a line search goes, may end in NaN.
+        # A loss that is infinite at the start or during a line search may end in NaN.
         if not objective().isfinite():
             raise ValueError(f"{self._noun} are too far from the target for a finite loss: scale or bound them")
         self.load_state_dict(parameters)
@@ -149,21 +156,23 @@ class _Calibrated(nn.Module):
 class CalibratedFusion(_Calibrated):
     """A weighted sum of the modalities' logits plus a bias for every class, fitted on validation data.
 
-    Starts as the mean. :meth:`fit` maximises the posterior with a unit Gaussian prior around that start, so that a
-    class rare in the validation data keeps a moderate bias; the program is convex.
+    Before :meth:`fit` the module gives the mean of the logits. :meth:`fit` maximises the posterior, with a unit
+    Gaussian prior around that start. The prior keeps the bias moderate for a class that is rare in the validation data.
+    The program is convex.
 
     Args:
-        modalities: their names, in the order that a sequence of logits has.
+        modalities: the modalities' names, in the order of the logits where these come as a sequence.
         classes: number of classes C.
 
     Raises:
-        ValueError: no modality, a name twice, or fewer than two classes.
+        ValueError: there is no modality, a name appears twice, or there are fewer than two classes.
 
     Example:
         >>> target = torch.tensor([0, 1, 0, 1])
         >>> image = 4 * F.one_hot(target, 2).float()
         >>> table = torch.zeros(4, 2)
-        >>> fusion = CalibratedFusion(["image", "table"], classes=2).fit([image, table], target)
+        >>> fusion = CalibratedFusion(["image", "table"], classes=2)
+        >>> fusion = fusion.fit([image, table], target)
         >>> fusion({"image": image, "table": table}).argmax(dim=1)
         tensor([0, 1, 0, 1])
     """
@@ -185,13 +194,13 @@ class CalibratedFusion(_Calibrated):
         return torch.einsum("m,mbc->bc", self.weight.to(stacked), stacked) + self.bias
 
     def fit(self, logits: Outputs, target: Tensor, *, weight: Tensor | None = None, max_iter: int = 200) -> Self:
-        """Fit weights and biases to held-out logits by L-BFGS; the module's earlier fit is forgotten.
+        """Fit the weights and biases to held-out logits by L-BFGS. An earlier fit is forgotten.
 
         Args:
-            logits: by modality or in order, ``(N, C)`` each; treated as constants.
+            logits: by modality or in order, ``(N, C)`` each, treated as constants.
             target: ``(N,)`` class indices.
-            weight: ``(C,)`` of the classes in the cross-entropy, as for classes of unequal frequency. A class of weight
-                2 counts as if each of its samples were there twice. None weighs all alike.
+            weight: ``(C,)`` weights of the classes in the cross-entropy, for classes of unequal frequency. A class of
+                weight 2 counts as if each of its samples were there twice. None weighs all classes alike.
             max_iter: most iterations of L-BFGS.
 
         Returns:
@@ -216,23 +225,24 @@ class CalibratedFusion(_Calibrated):
 
 
 class CalibratedLabelFusion(_Calibrated):
-    """For every independent label a weighted sum of the modalities' logits plus a bias, fitted on validation data.
+    """A weighted sum of the modalities' logits plus a bias for every independent label, fitted on validation data.
 
-    Starts as the mean. :meth:`fit` maximises the posterior with a unit Gaussian prior around that start; the program is
-    convex.
+    Each label has weights and a bias of its own. Before :meth:`fit` the module gives the mean of the logits.
+    :meth:`fit` maximises the posterior, with a unit Gaussian prior around that start. The program is convex.
 
     Args:
-        modalities: their names, in the order that a sequence of logits has.
+        modalities: the modalities' names, in the order of the logits where these come as a sequence.
         labels: number of labels L.
 
     Raises:
-        ValueError: no modality, a name twice, or no label.
+        ValueError: there is no modality, a name appears twice, or there is no label.
 
     Example:
         >>> target = torch.tensor([[0.0, 1.0], [1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
         >>> image = 4 * target - 2
         >>> table = torch.zeros(4, 2)
-        >>> fusion = CalibratedLabelFusion(["image", "table"], labels=2).fit([image, table], target)
+        >>> fusion = CalibratedLabelFusion(["image", "table"], labels=2)
+        >>> fusion = fusion.fit([image, table], target)
         >>> torch.equal(fusion({"image": image, "table": table}) > 0, target.bool())
         True
     """
@@ -254,10 +264,10 @@ class CalibratedLabelFusion(_Calibrated):
         return torch.einsum("ml,mbl->bl", self.weight.to(stacked), stacked) + self.bias
 
     def fit(self, logits: Outputs, target: Tensor, *, max_iter: int = 200) -> Self:
-        """Fit weights and biases to held-out logits by L-BFGS; the module's earlier fit is forgotten.
+        """Fit the weights and biases to held-out logits by L-BFGS. An earlier fit is forgotten.
 
         Args:
-            logits: by modality or in order, ``(N, L)`` each; treated as constants.
+            logits: by modality or in order, ``(N, L)`` each, treated as constants.
             target: ``(N, L)`` of bool, or of numbers in [0, 1]: the probability of each label.
             max_iter: most iterations of L-BFGS.
 
@@ -281,22 +291,24 @@ class CalibratedLabelFusion(_Calibrated):
 class CalibratedGaussianFusion(_Calibrated):
     """A weighted product of the modalities' Gaussians plus a bias on the mean, fitted on validation data.
 
-    Every expert's precision is multiplied by ``exp(log_weight)`` of its own. Starts as :func:`fuse_gaussians`, with
-    log-weights and bias 0. The weights scale the fused variance too, so that experts too sure of themselves are
-    calibrated. :meth:`fit` maximises the posterior with a unit Gaussian prior around that start. The bias has the unit
-    of the target. Standardise the target first, as the prior expects a bias of about 1 or less.
+    Each modality has a log-weight, and the modality's precision is multiplied by ``exp(log_weight)``. Before
+    :meth:`fit`, log-weights and bias are 0, and the module gives :func:`fuse_gaussians`. :meth:`fit` maximises the
+    posterior, with a unit Gaussian prior around that start. The weights scale the fused variance too, which calibrates
+    modalities that are too sure of themselves. The bias has the unit of the target. Standardise the target first, as
+    the prior expects a bias of about 1 or less.
 
     Args:
-        modalities: their names, in the order that a sequence of outputs has.
+        modalities: the modalities' names, in the order of the outputs where these come as a sequence.
 
     Raises:
-        ValueError: no modality, or a name twice.
+        ValueError: there is no modality, or a name appears twice.
 
     Example:
         >>> target = torch.tensor([1.0, -1.0, 2.0, 0.0])
-        >>> image = torch.stack([target + torch.tensor([1.0, -1.0, -1.0, 1.0]), torch.full((4,), -3.0)], dim=1)
+        >>> errors = torch.tensor([1.0, -1.0, -1.0, 1.0])  # above exp(-3 / 2)
+        >>> image = torch.stack([target + errors, torch.full((4,), -3.0)], dim=1)
         >>> fusion = CalibratedGaussianFusion(["image"]).fit([image], target)
-        >>> bool((fusion([image])[:, 1] > image[:, 1]).all())  # the errors are larger than the stated variance
+        >>> bool((fusion([image])[:, 1] > image[:, 1]).all())
         True
     """
 
@@ -324,10 +336,10 @@ class CalibratedGaussianFusion(_Calibrated):
         return torch.stack([mean + self.bias, log_variance], dim=1)
 
     def fit(self, outputs: Outputs, target: Tensor, *, max_iter: int = 200) -> Self:
-        """Fit log-weights and bias to held-out outputs by L-BFGS; the module's earlier fit is forgotten.
+        """Fit the log-weights and the bias to held-out outputs by L-BFGS. An earlier fit is forgotten.
 
         Args:
-            outputs: by modality or in order, ``(N, 2)`` each, mean and log-variance; treated as constants.
+            outputs: by modality or in order, ``(N, 2)`` each, mean and log-variance, treated as constants.
             target: ``(N,)`` values.
             max_iter: most iterations of L-BFGS.
 
@@ -351,13 +363,13 @@ class CalibratedGaussianFusion(_Calibrated):
 
 def _check_length(name: str, vector: Tensor, length: int, unit: str) -> None:
     if vector.shape != (length,):
-        raise ValueError(f"{name} must be ({length},), one a {unit}, not {tuple(vector.shape)}")
+        raise ValueError(f"{name} must be ({length},), one for each {unit}, not {tuple(vector.shape)}")
 
 
 def _stacked(outputs: Outputs, noun: str = "logits", columns: int | None = None) -> Tensor:
     """The modalities' outputs as ``(M, B, C)``."""
     tensors = list(outputs.values() if isinstance(outputs, Mapping) else outputs)
-    shapes = [tuple(tensor.shape) for tensor in tensors]  # never hashed, as an exported size has no hash
+    shapes = [tuple(tensor.shape) for tensor in tensors]  # not hashed, as the sizes of an exported program have no hash
     same = bool(shapes) and len(shapes[0]) == 2 and all(shape == shapes[0] for shape in shapes)
     if not same or columns not in (None, shapes[0][1]):
         expected = f"(B, {columns or 'C'})"

@@ -1,4 +1,4 @@
-"""Which samples guide the surgery, and their gradient: uncertainty scores, selection, the guide gradient."""
+"""Guides: uncertainty scores, the selection of uncertain samples, and the gradient of the selected samples."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -24,9 +24,10 @@ class Selected(NamedTuple):
     """The selected samples of a guide that this rank holds.
 
     Attributes:
-        features: ``(r, ...)``, what the shared module takes; with several ranks all rows of this one.
-        cotangents: ``(r, ...)``, the gradient of the guide's loss with respect to their logits; 0 for other rows.
-        number: how many samples were selected, on all ranks.
+        features: ``(r, ...)``, what the shared module takes. With several ranks these are all rows of this rank.
+        cotangents: ``(r, ...)``, the gradient of the guide's loss with respect to the rows' logits; 0 for rows that
+            were not selected.
+        number: how many samples were selected on all ranks together.
     """
 
     features: Tensor
@@ -51,20 +52,20 @@ def entropy(logits: Tensor) -> Tensor:
         tensor([0.6931, 0.0012])
     """
     if logits.ndim != 2:
-        raise ValueError(f"logits must be (B, C), not {tuple(logits.shape)}: pass another `uncertainty` for them")
+        raise ValueError(f"logits must be (B, C), not {tuple(logits.shape)}: pass another `uncertainty`")
     if logits.shape[1] == 1:
         remedy = "for a binary head pass uncertainty=binary_entropy"
         raise ValueError(f"logits have a single column, whose entropy is always 0: {remedy}")
     log_q = torch.log_softmax(logits, dim=1, dtype=_wide(logits))
-    # entr(0) is 0: a class that is out of the question contributes nothing.
+    # entr(0) is 0, so that a class of probability 0 contributes nothing.
     scores: Tensor = torch.special.entr(log_q.exp()).sum(dim=1)
     return scores
 
 
 def binary_entropy(logits: Tensor) -> Tensor:
-    """Entropy of the predicted labels, in nats: the uncertainty score for labels that are independent of one another.
+    """Sum of the entropies of independent labels, in nats: the uncertainty score for several labels or a binary head.
 
-    A label with logit z is 1 with probability sigmoid(z). The entropies of the labels add up. A binary head has one.
+    A label with logit z is 1 with probability sigmoid(z). A binary head has one label.
 
     Args:
         logits: ``(B, L)`` with ``L >= 1``.
@@ -82,16 +83,17 @@ def binary_entropy(logits: Tensor) -> Tensor:
     if logits.ndim != 2 or logits.shape[1] == 0:
         raise ValueError(f"logits must be (B, L) with L >= 1, not {tuple(logits.shape)}: give one logit a label")
     magnitude = logits.to(_wide(logits)).abs()
-    # The rarer outcome by its small probability, the likelier by its log: neither is lost beside 1, nor inf times 0.
+    # The rarer outcome is computed from its small probability, and the likelier from its log. Neither is rounded away
+    # beside 1, and inf is never multiplied by 0.
     rarer = torch.special.entr(torch.sigmoid(-magnitude))
     scores: Tensor = (rarer - torch.sigmoid(magnitude) * F.logsigmoid(magnitude)).sum(dim=1)
     return scores
 
 
 def gaussian_entropy(outputs: Tensor) -> Tensor:
-    """Differential entropy of the predicted Gaussian, in nats: the uncertainty score for a number.
+    """Differential entropy of the predicted Gaussian, in nats: the uncertainty score for regression.
 
-    The entropy is (log(2 pi e) + log-variance) / 2. It is negative where the variance is small.
+    The entropy is (log(2 pi e) + log-variance) / 2. The entropy is negative where the variance is small.
 
     Args:
         outputs: ``(B, 2)``, the mean and the log-variance of every sample.
@@ -142,10 +144,10 @@ def guide_gradient(
 ) -> dict[str, Tensor]:
     """Mean gradient of the given samples on the shared module, the paper's g_p (Eq. 8), in one backward pass.
 
-    The module runs in eval mode (running statistics, no dropout) and in its own precision, autocast or not. A module
-    that runs under autocast alone is run under autocast. Nothing in the module changes: no parameter, buffer, attribute
-    or ``.grad``; nor do the features and the random generators. The module runs on exactly the given samples, which
-    matters where a row of logits depends on the other rows.
+    The module runs in eval mode (running statistics, no dropout) and in its own precision, even inside autocast. Only a
+    module that fails without autocast runs under autocast. The call leaves everything unchanged: the module's
+    parameters, buffers, attributes and ``.grad``, the features, and the random generators. The module runs on exactly
+    the given samples. That matters where a row of logits depends on the other rows.
 
     Args:
         shared: module from features to logits.
@@ -155,7 +157,7 @@ def guide_gradient(
         max_norm: clip each sample's gradient to this norm before the mean; None does not clip.
 
     Returns:
-        By parameter name, the shape of the parameter. Frozen parameters are left out.
+        By parameter name, a tensor of the parameter's shape. Frozen parameters are left out.
 
     Raises:
         TypeError: ``max_norm`` is not a number.
@@ -184,20 +186,22 @@ def uncertain_gradients(
     settings: Settings,
     rows: SharedRows | None,
 ) -> tuple[list[list[Tensor]], list[Selected]]:
-    """Eqs. 6-8 in a row, for each guide: score the samples, select the most uncertain, return their mean gradient.
+    """Apply Eqs. 6-8 to each guide: score the samples, select the most uncertain, return their mean gradient.
 
-    With several ranks, samples are scored and selected among the rows of all ranks, and the loss, whose class weights
-    may span them, is taken of these rows. Each rank pulls back the rows that it holds. The sum is everyone's gradient.
+    With several ranks, the rows of all ranks are scored, and samples are selected among them. The loss is taken over
+    the selected rows of all ranks, since class weights may span ranks. Each rank pulls back its own rows. The sum over
+    the ranks is the gradient.
 
     Args:
         function: the shared module.
         guides: by modality.
-        choose: from a modality and the logits of its samples to the positions of the selected samples.
+        choose: from a modality and its samples' logits to the positions of the selected samples.
         settings: the loss and ``max_norm``, as in :func:`guide_gradient`.
         rows: how the batches lie on several ranks; None for a single process.
 
     Returns:
-        For each guide, a tensor for each of the function's parameters; and for each guide, the selected samples.
+        Two lists with an entry for each guide: the gradients, each a tensor for each of the function's parameters, and
+        the selected samples.
 
     Raises:
         ValueError: as :func:`guide_gradient`.
@@ -208,7 +212,7 @@ def uncertain_gradients(
     loss_fn, max_norm = settings
     traces = {}
     for name, its in guides.items():
-        # A row of zeros shows what logits look like where this rank has none, as not every module takes no rows.
+        # Not every module runs on 0 rows. On a rank without rows, a row of zeros shows the shape of the logits.
         own = its.features if len(its.features) else its.features.new_zeros(1, *its.features.shape[1:])
         with functional.explaining(f"guide {name!r}"):
             traces[name] = function.trace(function.as_input(own))
@@ -219,7 +223,7 @@ def uncertain_gradients(
         with functional.explaining(f"guide {name!r}"):
             chosen = choose(name, logits[name])
             cotangents = functional.logit_gradient(logits[name][chosen], targets[name][chosen], loss_fn)
-            # Only the device knows which of the chosen rows are ours: the others of our rows pull back zeros.
+            # Only the device knows which of the chosen rows are ours. Our rows that were not chosen pull back zeros.
             own = rows.own(name, torch.zeros_like(logits[name]).index_copy(0, chosen, cotangents))
             gradients.append(
                 _mean_gradient(function, trace, own, len(chosen), max_norm)
@@ -248,18 +252,19 @@ def hurt_shares(
     directions: Sequence[Mapping[str, Tensor]],
     rows: SharedRows | None,
 ) -> Tensor:
-    """Share of every guide's selected samples whose gradient has a negative inner product with a direction.
+    """Share of each guide's selected samples whose gradient has a negative inner product with a direction.
 
-    A product that is 0 up to rounding, beside the sample's product with the first direction, is not negative.
+    A product that is 0 up to rounding does not count as negative. The scale of rounding is the sample's product with
+    the first direction.
 
     Args:
-        function: the shared module, with the weights that the samples were selected at.
+        function: the shared module, with the weights at which the samples were selected.
         selected: as :func:`uncertain_gradients` gave them.
-        directions: whole tensors by parameter name; 0 for the parameters that they lack.
+        directions: whole tensors by parameter name. A parameter without a tensor has direction 0.
         rows: how the batches lie on several ranks; None for a single process.
 
     Returns:
-        ``(directions, guides)``, the same on all ranks.
+        ``(directions, guides)``, equal on all ranks.
     """
     named = list(zip(function.names, function.constants, strict=True))
     whole = [tuple(its[name].to(x) if name in its else torch.zeros_like(x) for name, x in named) for its in directions]
@@ -269,7 +274,7 @@ def hurt_shares(
         if len(features):
             trace = function.trace(features)
             products = torch.stack([pulled_back_products(function, trace, cotangents, its) for its in whole])
-        # Surgery may bring a product to 0, and rounding to either side of it.
+        # Surgery may bring a product to 0. Rounding then moves the product to either side of 0.
         rounding = torch.finfo(cotangents.dtype).eps ** 0.5 * products[0].abs()
         hurt.append((products < -rounding).sum(dim=1, dtype=torch.float32))
     counts = torch.stack(hurt, dim=1)
@@ -298,9 +303,9 @@ def _traced(function: SharedFunction, features: Tensor, target: Tensor, loss_fn:
 def _mean_gradient(
     function: SharedFunction, trace: Trace, cotangents: Tensor, count: int, max_norm: float | None
 ) -> list[Tensor]:
-    """These rows' part of the mean over ``count`` samples."""
+    """The given rows' part of the mean over ``count`` samples."""
     if max_norm is not None:
-        # Clipping a sample's gradient scales its row: the mean of the clipped gradients is still one backward pass.
+        # Clipping a sample's gradient scales the sample's cotangent, so one backward pass still gives the mean.
         norms = count * pulled_back_norms(function, trace, cotangents)
         scale = (max_norm / norms).clamp(max=1).to(cotangents.dtype)
         cotangents = cotangents * scale.view(-1, *[1] * (cotangents.ndim - 1))

@@ -1,4 +1,4 @@
-"""Gradients of single samples, their norms and products with a direction: by ``torch.func`` where it can follow."""
+"""Gradients of single samples, their norms, and their products with a direction, by ``torch.func`` where possible."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from gaal_surgery.functional import LossFn, SharedFunction, Trace
 from gaal_surgery.surgery import on_host
 
 Measure = Callable[[list[Tensor]], list[Tensor]]
-# Numbers in the gradients of the samples that norms are taken of at a time.
+# The samples' gradients that are formed at a time hold at most so many numbers.
 _MOST_NUMBERS = 2**24
 
 
@@ -21,19 +21,19 @@ def per_sample_gradients(
 ) -> dict[str, Tensor]:
     """Gradient of every sample's loss with respect to the trainable parameters of ``shared``.
 
-    Sample ``i`` gets ``k`` times its share of the gradient of ``loss_fn`` over the ``k`` samples. The mean over samples
-    is then the gradient of ``loss_fn``, class weights and ``ignore_index`` included. The module runs in eval mode and
-    is left unchanged.
+    A sample's gradient is ``k`` times the sample's share of the gradient of ``loss_fn`` over the ``k`` samples. The
+    mean over the samples is therefore the gradient of ``loss_fn``, class weights and ``ignore_index`` included. The
+    module runs in eval mode and is left unchanged.
 
-    ``vmap`` runs the module on every sample by itself. Where ``vmap`` cannot follow the module, one backward pass a
-    sample goes through a run on all of them.
+    ``vmap`` runs the module on each sample alone. For a module that ``vmap`` cannot follow, the module runs once on all
+    samples, and one backward pass for each sample follows.
 
     Args:
         shared: module from features to logits.
         features: ``(k, ...)``, what the module is called on.
         target: ``(k, ...)``, what ``loss_fn`` takes.
         loss_fn: ``(logits, target) -> scalar``, mean-reduced.
-        chunk_size: samples differentiated at a time; bounds the memory, None takes all at once.
+        chunk_size: how many samples ``vmap`` takes at a time, to bound the memory; None takes all samples at once.
 
     Returns:
         By parameter name, ``(k, *shape)``. Frozen parameters are left out.
@@ -60,8 +60,9 @@ def per_sample_gradients(
 def per_sample_norms(shared: nn.Module, features: Tensor, target: Tensor, loss_fn: LossFn) -> Tensor:
     """Euclidean norm of every sample's gradient over all trainable parameters of ``shared``.
 
-    A module of Linear layers with element-wise functions between them has a closed form, which costs one backward pass
-    and no sample's gradient. Any other module goes the way of :func:`per_sample_gradients`, a few samples at a time.
+    A module of Linear layers with element-wise functions between them has a closed form. The closed form costs one
+    backward pass and forms no sample's gradient. For any other module, the gradients of :func:`per_sample_gradients`
+    are formed a few samples at a time.
 
     Args:
         shared: module from features to logits.
@@ -78,9 +79,10 @@ def per_sample_norms(shared: nn.Module, features: Tensor, target: Tensor, loss_f
     Example:
         >>> head = torch.nn.Linear(4, 3)
         >>> features, target = torch.randn(5, 4), torch.tensor([0, 2, 1, 1, 0])
+        >>> norms = per_sample_norms(head, features, target, F.cross_entropy)
         >>> each = per_sample_gradients(head, features, target, F.cross_entropy)
-        >>> squares = sum(gradient.flatten(1).square().sum(dim=1) for gradient in each.values())
-        >>> torch.allclose(per_sample_norms(head, features, target, F.cross_entropy), squares.sqrt())
+        >>> squares = sum(x.flatten(1).square().sum(dim=1) for x in each.values())
+        >>> torch.allclose(norms, squares.sqrt())
         True
     """
     functional.check_lengths(features, target)
@@ -93,19 +95,19 @@ def per_sample_norms(shared: nn.Module, features: Tensor, target: Tensor, loss_f
 def per_sample_alignment(
     shared: nn.Module, features: Tensor, target: Tensor, loss_fn: LossFn, direction: Mapping[str, Tensor]
 ) -> Tensor:
-    """Inner product of every sample's gradient with a direction: which samples a step hurts.
+    """Inner product of every sample's gradient with a direction: a negative product marks a sample that a step hurts.
 
-    A plain step moves the shared module along ``-direction``. To first order the loss of a sample then changes by minus
-    the learning rate times the sample's product: a negative product hurts. One forward-mode pass (``torch.func.jvp``)
-    gives all products and forms no sample's gradient. Where forward mode cannot follow the module, the gradients of
-    :func:`per_sample_gradients` are formed a few at a time.
+    A plain step moves the shared module along ``-direction``. To first order, the step then changes a sample's loss by
+    minus the learning rate times the sample's product. A sample with a negative product is hurt. One forward-mode pass
+    (``torch.func.jvp``) gives all products and forms no sample's gradient. For a module that forward mode cannot
+    follow, the gradients of :func:`per_sample_gradients` are formed a few samples at a time.
 
     Args:
         shared: module from features to logits.
         features: ``(k, ...)``.
         target: ``(k, ...)``.
         loss_fn: ``(logits, target) -> scalar``, mean-reduced.
-        direction: a tensor for each trainable parameter by its name, such as a gradient before or after surgery.
+        direction: by parameter name, a tensor for each trainable parameter, such as a gradient before or after surgery.
 
     Returns:
         ``(k,)``, float32 or wider.
@@ -118,9 +120,12 @@ def per_sample_alignment(
         >>> head = torch.nn.Linear(4, 3)
         >>> features, target = torch.randn(5, 4), torch.tensor([0, 2, 1, 1, 0])
         >>> F.cross_entropy(head(features), target).backward()
-        >>> gradient = {name: parameter.grad for name, parameter in head.named_parameters()}
-        >>> products = per_sample_alignment(head, features, target, F.cross_entropy, gradient)
-        >>> torch.allclose(products.mean(), sum(tensor.square().sum() for tensor in gradient.values()))
+        >>> gradient = {name: x.grad for name, x in head.named_parameters()}
+        >>> products = per_sample_alignment(
+        ...     head, features, target, F.cross_entropy, direction=gradient
+        ... )
+        >>> squared_norm = sum(x.square().sum() for x in gradient.values())
+        >>> torch.allclose(products.mean(), squared_norm)
         True
     """
     functional.check_lengths(features, target)
@@ -142,15 +147,15 @@ def pulled_back_products(
         return function.call(parameters, trace.features.clone())
 
     try:
-        # At its first call torch's forward mode warns of what it imports.
+        # torch's forward mode warns at its first call, because of a module that it imports.
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
             moved = jvp(logits_of, (*function.constants,), tangents)[1]
         wide = torch.promote_types(moved.dtype, torch.float32)
         products: Tensor = (moved.to(wide) * cotangents.to(wide)).flatten(1).sum(dim=1)
-        # Forward mode misses backward hooks, and straight-through functions.
+        # Forward mode ignores backward hooks and straight-through functions, so compare with a backward pass.
         if not on_host(products) or _agree(products, _inner(trace.pull(cotangents), tangents)):
             return products
-    except Exception:  # of many kinds: functions without a forward mode, in-place counters, compiled modules
+    except Exception:  # many kinds: functions without a forward mode, in-place counters, compiled modules
         pass
 
     def product(gradient: list[Tensor]) -> list[Tensor]:
@@ -164,10 +169,10 @@ def _tangents(function: SharedFunction, direction: Mapping[str, Tensor]) -> tupl
     """The direction's tensors in the order and the dtype of the parameters."""
     for name, parameter in zip(function.names, function.constants, strict=True):
         if name not in direction:
-            raise KeyError(f"direction has no tensor for the trainable parameter {name!r}; give one for each")
+            raise KeyError(f"direction has no tensor for the trainable parameter {name!r}: give one for each")
         if direction[name].shape != parameter.shape:
             shapes = f"{tuple(direction[name].shape)}, and the parameter {tuple(parameter.shape)}"
-            raise ValueError(f"direction[{name!r}] has shape {shapes}; give them one shape")
+            raise ValueError(f"direction[{name!r}] has shape {shapes}: give both one shape")
     pairs = zip(function.names, function.constants, strict=True)
     return tuple(functional.as_constant(direction[name]).to(constant) for name, constant in pairs)
 
@@ -179,7 +184,7 @@ def _inner(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
 
 
 def _agree(products: Tensor, total: Tensor) -> bool:
-    """Whether products of single samples sum to that of all, as far as their precision goes."""
+    """Whether the samples' products sum to the product of all samples, within the products' precision."""
     tolerance = torch.finfo(products.dtype).eps ** 0.5 * products.abs().sum()
     return bool(((products.sum() - total).abs() <= tolerance) | ~total.isfinite())
 
@@ -206,7 +211,7 @@ def _norm(gradient: list[Tensor]) -> list[Tensor]:
 def _of_each_sample(
     measure: Measure, function: SharedFunction, trace: Trace, cotangents: Tensor, chunk_size: int | None
 ) -> list[Tensor]:
-    """What ``measure`` makes of the gradient that each sample's cotangent is pulled back to, ``(k, ...)`` each."""
+    """What ``measure`` makes of each sample's gradient, ``(k, ...)`` each."""
 
     def of_one(feature: Tensor, cotangent: Tensor) -> tuple[list[Tensor], Tensor]:
         def weighted_logits(parameters: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -222,11 +227,11 @@ def _of_each_sample(
         return measured
     try:
         measured, logits = of_all(trace.features, cotangents)
-        # Where a sample's logits depend on the other samples, vmap has computed something else.
+        # If a sample's logits depend on the other samples, vmap's logits differ from those of the whole batch.
         tolerance = torch.finfo(logits.dtype).eps ** 0.5
         if not on_host(logits) or torch.allclose(logits, trace.logits, tolerance, tolerance, equal_nan=True):
             return measured
-    except Exception:  # of many kinds: data-dependent shapes, random numbers, custom functions, sizes of 1
+    except Exception:  # many kinds: data-dependent shapes, random numbers, custom functions, sizes of 1
         pass
     rows = torch.arange(len(cotangents), device=cotangents.device).view(-1, *[1] * (cotangents.ndim - 1))
     of_rows = [measure(trace.pull(torch.where(rows == row, cotangents, 0))) for row in range(len(rows))]

@@ -1,6 +1,6 @@
-"""The two passes over the gradients' memory: their Gramian, and their weighted sum.
+"""The two passes over the gradients' memory: the gradients' Gramian, and their weighted sum.
 
-The structure of gradients is checked in the public functions. Below them a gradient is a list of tensors.
+The public functions check the structure of the gradients. Below them, a gradient is a list of tensors.
 """
 
 import functools
@@ -16,22 +16,22 @@ from gaal_surgery.surgery import HalfSpace, Rule, check_function, on_host, weigh
 
 Gradient = TypeVar("Gradient", bound=Tensor | Sequence[Tensor] | Mapping[str, Tensor])
 
-# Numbers of a tensor that stay in a CPU's cache from one operation to the next.
+# So many numbers of a tensor stay in a CPU's cache from one operation to the next.
 _CHUNK = 2**17
 _CHUNK_ON_DEVICE = 2**24
 _BLOCK = 5
-_FEW = 8  # tensors that fused kernels read where they are
-# Squared norms whose products float32 holds, however their numbers are spread over a tensor.
+_FEW = 8  # the fused kernels read so many tensors in place; more tensors are joined first
+# The range of squared norms whose products fit float32, for any spread of the numbers over a tensor.
 _SAFE = (1e-24, 1e34)
 
 
 class Joined(NamedTuple):
-    """``n`` gradients of one structure, as the two passes read them.
+    """``n`` gradients of one structure, laid out for the two passes.
 
     Attributes:
-        large: by tensor, the ``n`` tensors in that place.
-        small: ``(n, numbers)``, all tensors that are less than a chunk.
-        fused: whether Triton kernels read them.
+        large: for each large tensor of the structure, its ``n`` versions.
+        small: ``(n, numbers)``, all tensors smaller than a chunk.
+        fused: whether Triton kernels read the gradients.
     """
 
     large: list[list[Tensor]]
@@ -39,7 +39,7 @@ class Joined(NamedTuple):
     fused: bool
 
     def last(self, count: int) -> "Joined":
-        """The last gradients alone."""
+        """Only the last ``count`` gradients."""
         return Joined([column[-count:] for column in self.large], self.small[-count:], self.fused)
 
 
@@ -47,20 +47,25 @@ class Joined(NamedTuple):
 def align(gradient: Gradient, guides: Sequence[Gradient], rule: Rule = HalfSpace(), *, fused: bool = False) -> Gradient:
     """The current gradient after surgery (Eqs. 3-5 of the paper, for the default rule).
 
+    A guide is a gradient that the current gradient must not hurt. Where their inner product is negative, the two are in
+    conflict: a plain step along the current gradient then raises the guide's loss.
+
     Args:
-        gradient: a tensor, or a sequence or mapping of tensors (the parameters of one module): one vector to the rule.
-        guides: gradients of the same structure that the current gradient must not hurt; mappings match by key.
-        rule: Gramian -> weights.
-        fused: take the Triton kernels, which need less memory on a device and about as much time.
+        gradient: a tensor, or a sequence or mapping of tensors, such as the parameters' gradients of one module. The
+            rule sees one vector.
+        guides: gradients of the same structure. Mappings match by key.
+        rule: from the Gramian to weights.
+        fused: use Triton kernels, which need less memory on a device and about as much time.
 
     Returns:
-        The structure of ``gradient``, in its dtypes. The result is unchanged to the bit where no guide objects, and
-        where the gradient itself is not finite. Guides that are not finite are ignored.
+        The structure of ``gradient``, in its dtypes. The result equals ``gradient`` to the bit where the rule adds no
+        guide, and where ``gradient`` is not finite. Guides that are not finite are ignored.
 
     Raises:
-        TypeError: a gradient is not a tensor, nor a sequence or mapping of tensors, or the rule is none.
-        ValueError: a guide differs from the gradient in its keys, length or shapes, or ``fused`` is for a CPU.
-        ImportError: ``fused`` needs another Triton.
+        TypeError: a gradient is not a tensor, nor a sequence or mapping of tensors, or the rule cannot be called.
+        ValueError: a guide differs from the gradient in keys, length or shapes, or ``fused`` is set and the gradient is
+            on a CPU.
+        ImportError: ``fused`` is set, and Triton is missing or older than 3.3.
 
     Example:
         >>> gradient = {"weight": torch.tensor([[1.0, 0.0]]), "bias": torch.tensor([2.0])}
@@ -85,16 +90,16 @@ def align(gradient: Gradient, guides: Sequence[Gradient], rule: Rule = HalfSpace
 def gramian(gradients: Sequence[Gradient]) -> Tensor:
     """All inner products of ``n`` gradients of one structure: the only thing a rule sees.
 
-    Gradients are constants, here and in :func:`combine`. Products are accumulated in float32 or wider, and in float64
-    where float32 is not enough: gradients of any float dtype and of norms from 1e-20 to 1e15 neither overflow nor
-    vanish, and guides that nearly depend on one another are told apart.
+    Gradients are constants here: the result has no graph. Products are accumulated in float32 or wider, and in float64
+    where float32 is not enough. Gradients may have any float dtype. Norms from 1e-20 to 1e15 cause no overflow and no
+    underflow. Guides that nearly depend on one another stay distinct.
 
     Returns:
-        ``(n, n)``, float64 (float32 on devices without it), on the gradients' device.
+        ``(n, n)``, float64 (float32 on devices without float64), on the gradients' device.
 
     Raises:
         TypeError: a gradient is not a tensor, nor a sequence or mapping of tensors.
-        ValueError: there is no gradient, or they differ in keys, length or shapes.
+        ValueError: there is no gradient, or the gradients differ in keys, length or shapes.
 
     Example:
         >>> gramian([torch.tensor([3.0, 4.0]), torch.tensor([1.0, 0.0])])
@@ -108,8 +113,8 @@ def gramian(gradients: Sequence[Gradient]) -> Tensor:
 def combine(gradients: Sequence[Gradient], weights: Tensor) -> Gradient:
     """The weighted sum of ``n`` gradients of one structure.
 
-    A weight of exactly 0 leaves no trace of any gradient but the first, whatever that gradient holds (non-finite
-    numbers, signs of zeros).
+    Gradients are constants here: the result has no graph. A weight of exactly 0 leaves no trace of any gradient but the
+    first, whatever that gradient holds (non-finite numbers, signs of zeros).
 
     Args:
         gradients: ``n`` tensors, sequences or mappings of tensors.
@@ -120,10 +125,11 @@ def combine(gradients: Sequence[Gradient], weights: Tensor) -> Gradient:
 
     Raises:
         TypeError: a gradient is not a tensor, nor a sequence or mapping of tensors.
-        ValueError: the gradients differ in keys, length or shapes, or there is not one weight for each.
+        ValueError: the gradients differ in keys, length or shapes, or there is not one weight for each gradient.
 
     Example:
-        >>> combine([torch.tensor([1.0, 2.0]), torch.tensor([4.0, 4.0])], torch.tensor([1.0, -0.25]))
+        >>> gradients = [torch.tensor([1.0, 2.0]), torch.tensor([4.0, 4.0])]
+        >>> combine(gradients, torch.tensor([1.0, -0.25]))
         tensor([0., 1.])
     """
     rows = _rows(gradients)
@@ -134,7 +140,7 @@ def combine(gradients: Sequence[Gradient], weights: Tensor) -> Gradient:
 
 
 def fused_kernels() -> Any:
-    """The module of the Triton kernels, which is imported where they are asked for."""
+    """The module of the Triton kernels, imported only on demand."""
     try:
         import gaal_surgery.fused
     except ImportError as error:
@@ -145,7 +151,7 @@ def fused_kernels() -> Any:
 
 
 def join(rows: list[list[Tensor]], fused: bool = False) -> Joined:
-    """The rows with their small tensors joined, so that one operation does for all of them."""
+    """The rows with their small tensors joined, so that one operation handles all small tensors."""
     large, small = _by_size(rows[0], fused)
     joined = torch.cat([row[i].reshape(-1) for row in rows for i in small]) if small else rows[0][0].new_empty(0)
     return Joined([[row[i] for row in rows] for i in large], joined.view(len(rows), -1), fused)
@@ -158,12 +164,12 @@ def gramian_of(joined: Joined) -> Tensor:
     if joined.fused:
         products: Tensor = fused_kernels().gramian(columns)
         return products
-    if torch.compiler.is_compiling():  # the compiler makes one pass of all products
+    if torch.compiler.is_compiling():  # the compiler fuses all products into one pass
         pairs = [(min(i, j), max(i, j)) for i in range(count) for j in range(count)]
         dots = [torch.stack([(x[i].to(wide) * x[j].to(wide)).sum() for x in columns]).sum() for i, j in pairs]
         return torch.stack(dots).view(count, count)
     dtype = common_dtype(itertools.chain(*columns))
-    # Few numbers are multiplied in the widest dtype at once: that costs less than to look whether float32 was enough.
+    # With few numbers the widest dtype costs less than a check whether float32 was enough.
     if dtype is wide or not on_host(joined.small) or (not joined.large and joined.small.shape[1] <= _CHUNK):
         return _products(joined, wide)
     products = _products(joined, dtype)
@@ -171,11 +177,11 @@ def gramian_of(joined: Joined) -> Tensor:
 
 
 def combine_into(destination: list[Tensor], joined: Joined, weights: Tensor, exact: bool) -> None:
-    """Write the weighted sum of gradients into tensors, which may be those of the first gradient.
+    """Write the weighted sum of gradients into tensors. These may be the first gradient's own tensors.
 
     Args:
         destination: tensors of the shapes of a gradient.
-        joined: ``n`` gradients; the first row of ``small`` is written to.
+        joined: ``n`` gradients. The first row of ``small`` is overwritten.
         weights: ``(n,)``.
         exact: sum in the widest dtype, where terms may cancel one another.
     """
@@ -210,7 +216,7 @@ def _dtype_of_sum(current: Tensor, guides: list[Tensor], exact: bool) -> torch.d
 
 
 def cancels(products: Tensor, weights: Tensor) -> bool:
-    """Whether terms of the weighted sum may be so much longer than g that their rounding would show in the result."""
+    """Whether the sum may have terms so much longer than g that the rounding of these terms would show."""
     if len(products) == 2 or not on_host(products):
         return len(products) > 2
     norms = [math.sqrt(square) for square in products.diagonal().tolist()]
@@ -246,16 +252,16 @@ def _products(joined: Joined, dtype: torch.dtype) -> Tensor:
                 matrix = torch.stack([dots[min(i, j), max(i, j)] for i in range(count) for j in range(count)])
                 products.append(matrix.view(count, count).to(wide))
             else:
-                # Used again for every chunk, as memory that is allocated anew has to be fetched anew.
+                # Every chunk reuses `space`, as newly allocated memory would have to be fetched again.
                 products.append(_row_products(torch.stack(chunk, out=space.resize_(count, len(chunk[0])))).to(wide))
     return functools.reduce(torch.add, products)
 
 
 def _row_products(matrix: Tensor) -> Tensor:
-    """The inner products of a matrix's rows; those below the diagonal are mostly left out, and copied."""
+    """The inner products of a matrix's rows. Most products below the diagonal are copied from above."""
     if len(matrix) <= _BLOCK:
         product = matrix @ matrix.T
-        return torch.maximum(product, product.T)  # to the bit the same on both sides
+        return torch.maximum(product, product.T)  # makes the matrix symmetric to the bit
     product = matrix.new_empty(len(matrix), len(matrix))
     for i in range(0, len(matrix), _BLOCK):
         torch.mm(matrix[i : i + _BLOCK], matrix[i:].T, out=product[i : i + _BLOCK, i:])
@@ -269,7 +275,7 @@ def _chunk(tensor: Tensor) -> int:
 
 
 def _by_size(tensors: list[Tensor], fused: bool) -> tuple[list[int], list[int]]:
-    """Positions of the tensors that make a chunk by themselves, and of the smaller ones."""
+    """The positions of the tensors that are at least a chunk, and the positions of the smaller tensors."""
     alone = torch.compiler.is_compiling() or (fused and len(tensors) <= _FEW)
     most = 0 if alone else _chunk(tensors[0])
     positions = range(len(tensors))
@@ -277,12 +283,12 @@ def _by_size(tensors: list[Tensor], fused: bool) -> tuple[list[int], list[int]]:
 
 
 def common_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
-    """float32, or the wider dtype of a tensor."""
+    """float32, or a wider dtype that one of the tensors has."""
     return functools.reduce(torch.promote_types, {tensor.dtype for tensor in tensors}, torch.float32)
 
 
 def _rows(gradients: Sequence[Gradient], names: Sequence[str] | None = None) -> list[list[Tensor]]:
-    """The tensors of every gradient in the order of the first, checked against it."""
+    """The tensors of every gradient in the order of the first gradient, checked against the first gradient."""
     if len(gradients) == 0:
         raise ValueError("gradients is empty: pass at least one")
     names = names or [f"gradient {position}" for position in range(len(gradients))]
@@ -307,7 +313,7 @@ def _rows(gradients: Sequence[Gradient], names: Sequence[str] | None = None) -> 
 
 
 def _combined(structure: Any, row: list[Tensor], joined: Joined, weights: Tensor, exact: bool) -> Any:
-    """The weighted sum in the structure of a gradient, whose tensors are in ``row``."""
+    """The weighted sum in the structure of a gradient whose tensors are ``row``."""
     tensors = [torch.empty_like(tensor) for tensor in row]
     combine_into(tensors, joined, weights, exact)
     if isinstance(structure, Tensor):

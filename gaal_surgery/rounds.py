@@ -1,4 +1,4 @@
-"""Turn and the round: whose turn it is, the evidence of each modality, and how long the evidence lives."""
+"""Turns and rounds: whose turn it is, the guides' batches (evidence), and how long a batch lives."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,11 +12,16 @@ from gaal_surgery.stats import AlignmentStats
 
 @dataclass(frozen=True)
 class Turn:
-    """One modality's turn: ``modality`` trains, ``guides`` are the modalities whose guides its step respects.
+    """One modality's turn in a round. A round is one turn for every modality.
+
+    Attributes:
+        modality: the modality that trains in this turn.
+        guides: the modalities whose guides the turn's step must not hurt.
 
     Example:
         >>> head = torch.nn.Linear(8, 3)
-        >>> optimizer = GradientAlignedAlternator(torch.optim.SGD(head.parameters(), lr=0.1), head)
+        >>> sgd = torch.optim.SGD(head.parameters(), lr=0.1)
+        >>> optimizer = GradientAlignedAlternator(sgd, shared=head)
         >>> for turn in optimizer.turns("image", "table"):
         ...     print(turn.modality, turn.guides)
         image ('table',)
@@ -34,7 +39,7 @@ class Evidence:
     Attributes:
         features: ``(B, ...)``, what the shared module is called on.
         target: ``(B, ...)``, what the loss is called on.
-        recorded: the number of the turn in which it was recorded.
+        recorded: the number of the turn in which the batch was recorded.
     """
 
     features: Tensor
@@ -44,15 +49,17 @@ class Evidence:
 
 @dataclass
 class Round:
-    """All that changes from turn to turn, in one object: trainers wrap the optimizer in shells that share it.
+    """All state that changes from turn to turn, in one object.
+
+    Trainers wrap the optimizer in objects of their own, and all of these share the round.
 
     Attributes:
         turn: whose turn it is; None outside a round.
-        modalities: of the open round; empty outside.
+        modalities: the modalities of the open round; empty outside a round.
         turns_begun: how many turns have begun, over all rounds.
-        last_turns: by modality, the number of its last turn.
-        evidence: by modality.
-        stats: of the last step.
+        last_turns: by modality, the number of the modality's last turn.
+        evidence: by modality, the modality's latest batch.
+        stats: the statistics of the last step.
     """
 
     turn: Turn | None = None
@@ -63,9 +70,9 @@ class Round:
     stats: AlignmentStats = field(default_factory=AlignmentStats)
 
     def begin(self, turn: Turn | None, modalities: tuple[str, ...]) -> None:
-        """Begin a turn of a round of ``n`` modalities, and forget evidence from before the last ``n - 1`` turns.
+        """Begin a turn of a round of ``n`` modalities, and drop evidence from before the last ``n - 1`` turns.
 
-        None ends the round.
+        The turn None ends the round.
         """
         self.turn, self.modalities = turn, modalities
         if turn is not None:
@@ -76,7 +83,7 @@ class Round:
 
     @property
     def now(self) -> int:
-        """The number of the open turn, or outside a round of the turn that comes next."""
+        """The number of the open turn or, outside a round, of the next turn."""
         return self.turns_begun + (self.turn is None)
 
     def has_stepped(self, modality: str, since: int) -> bool:
@@ -84,7 +91,7 @@ class Round:
         return since <= self.last_turns.get(modality, -1) < self.now
 
     def record(self, modality: str, features: Tensor, target: Tensor, keep: bool) -> None:
-        """Take a batch for a modality's evidence in place of an earlier one, or only forget that one."""
+        """Drop a modality's earlier batch and, where ``keep`` says so, take this batch in its place."""
         if self.turn is not None and modality not in self.modalities:
             raise ValueError(f"modality must be one of the open round, {self.modalities}, not {modality!r}")
         self.evidence.pop(modality, None)
@@ -92,11 +99,11 @@ class Round:
             self.evidence[modality] = Evidence(features.detach(), target.detach(), self.turns_begun)
 
     def guides(self) -> tuple[str, ...]:
-        """The modalities that guide the next step: those of the turn, or outside a round all that have evidence."""
+        """The modalities that guide the next step: the turn's guides or, outside a round, all that have evidence."""
         return tuple(self.evidence) if self.turn is None else self.turn.guides
 
     def finish(self, guides: Iterable[str], *measured: Tensor | None) -> None:
-        """Leave the statistics of a guided step. Outside a round, evidence serves one step."""
+        """Keep the statistics of a guided step. Outside a round, drop the evidence, which serves one step there."""
         self.stats = AlignmentStats(self.turn.modality if self.turn else None, tuple(guides), *measured)
         if self.turn is None:
             self.evidence.clear()
@@ -108,7 +115,7 @@ class Round:
 
     @classmethod
     def from_state_dict(cls, state_dict: Any, device: torch.device) -> "Round":
-        """What :meth:`state_dict` described, between two rounds; for None a first round.
+        """Restore what :meth:`state_dict` gave, between two rounds. None gives a fresh round.
 
         Raises:
             ValueError: the state is not what :meth:`state_dict` gives.
@@ -126,8 +133,8 @@ class Round:
 class Turns(Iterator[Turn]):
     """The turns of one round.
 
-    A turn lasts until the next one begins, this iterator is exhausted, or :meth:`close` is called. A loop that is left
-    by ``break`` or by an error leaves its turn open.
+    A turn lasts until the next turn begins, this iterator is exhausted, or :meth:`close` is called. A loop that ends by
+    ``break`` or by an error leaves its turn open.
     """
 
     def __init__(self, current: Round, modalities: tuple[str, ...], every_other: bool) -> None:
@@ -147,6 +154,6 @@ class Turns(Iterator[Turn]):
         return turn
 
     def close(self) -> None:
-        """End the round, unless another one has begun."""
+        """End the round, unless another round has begun."""
         if any(turn is self._round.turn for turn in self._turns):
             self._round.begin(None, ())

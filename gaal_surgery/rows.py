@@ -1,4 +1,4 @@
-"""Several processes: the rows of one batch over the ranks that share it, and sums over these ranks."""
+"""Several processes: one batch's rows, spread over the ranks that share the batch, and sums over these ranks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Plan(NamedTuple):
 
     Attributes:
         turn: whose turn it is; None outside a round.
-        rows: by guide, the rows of this rank, None where it recorded no guide.
+        rows: by guide, how many rows this rank has; None where this rank recorded no guide.
         stepping: the parameters of the shared module that have a gradient.
     """
 
@@ -29,7 +29,7 @@ class Plan(NamedTuple):
 
 
 def several(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
-    """The group whose ranks share every batch, the default group for None; None where this process is alone."""
+    """The group whose ranks share every batch; None takes the default group. Returns None for a single process."""
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size(group) == 1:
         return None
     return group or dist.group.WORLD
@@ -38,18 +38,18 @@ def several(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
 class SharedRows:
     """The batches of guides, whose rows lie on several ranks.
 
-    Hosts exchange their plans first, so that they know the shapes of what follows without waiting for a device.
+    The hosts exchange their plans first. Each host then knows the shapes of all messages without waiting for a device.
 
     Args:
         group: the ranks that share every batch.
-        plan: of this rank.
+        plan: this rank's plan.
 
     Attributes:
-        counts: by guide, the rows of every rank; guides that no rank has rows of are left out.
+        counts: by guide, how many rows each rank has. A guide without rows on any rank is left out.
 
     Raises:
-        RuntimeError: the ranks are in different turns, only some of them recorded a guide, or they have gradients for
-            different parameters. All ranks raise the same sentence.
+        RuntimeError: the ranks are in different turns, only some ranks recorded a guide, or the ranks have gradients
+            for different parameters. All ranks raise the same sentence.
     """
 
     def __init__(self, group: dist.ProcessGroup, plan: Plan) -> None:
@@ -61,7 +61,7 @@ class SharedRows:
         self.counts = {name: rows for name, rows in counts.items() if sum(rows) > 0}
 
     def gather(self, *tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-        """Mappings by guide of ``(rows of this rank, ...)``, with the rows of all ranks in order; one collective."""
+        """The rows of all ranks, in order, for mappings by guide of ``(rows of this rank, ...)``; one collective."""
         own = [(name, tensor) for mapping in tensors for name, tensor in mapping.items()]
         packed = [_padded_bytes(tensor, max(self.counts[name])) for name, tensor in own]
         message = torch.cat(packed)
@@ -75,11 +75,11 @@ class SharedRows:
         return [{name: next(gathered) for name in mapping} for mapping in tensors]
 
     def own(self, name: str, tensor: Tensor) -> Tensor:
-        """This rank's rows of a guide's tensor with the rows of all ranks."""
+        """This rank's part of a guide's tensor that holds the rows of all ranks."""
         return torch.split(tensor, self.counts[name])[dist.get_rank(self.group)]
 
     def sum(self, gradients: list[list[Tensor]]) -> list[list[Tensor]]:
-        """The sum over ranks of each gradient, the same to the bit on every rank; one collective."""
+        """The sum of each gradient over the ranks, equal to the bit on every rank; one collective."""
         tensors = [tensor for gradient in gradients for tensor in gradient]
         flat = torch.cat([tensor.flatten().to(common_dtype(tensors)) for tensor in tensors])
         dist.all_reduce(flat, group=self.group)
@@ -95,11 +95,11 @@ def _check_agreement(plans: list[Plan]) -> None:
     for name in plans[0].rows:
         without = [rank for rank, plan in enumerate(plans) if plan.rows[name] is None]
         if 0 < len(without) < len(plans):
-            remedy = "call guide on every rank, where it has no rows with an empty batch, features[:0] and target[:0]"
+            remedy = "call guide on every rank; a rank without rows passes features[:0] and target[:0]"
             raise RuntimeError(f"guide {name!r} is missing on ranks {without} and recorded on the others: {remedy}")
     if len({plan.stepping for plan in plans}) > 1:
         counts = [len(plan.stepping) for plan in plans]
-        remedy = "call backward on every rank, where it has no rows on shared(features[:0]).sum()"
+        remedy = "call backward on every rank; a rank without rows calls it on shared(features[:0]).sum()"
         raise RuntimeError(f"ranks have gradients for {counts} parameters of shared, rank by rank: {remedy}")
 
 
@@ -107,7 +107,7 @@ _HOST_GROUPS: WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = WeakKeyD
 
 
 def _host_group(group: dist.ProcessGroup) -> dist.ProcessGroup:
-    """The group itself where it speaks between hosts too, else one of the same ranks that does, made once."""
+    """The group itself if it has a CPU backend, else a gloo group of the same ranks, made once."""
     if "cpu" not in dist.get_backend_config(group) and group not in _HOST_GROUPS:
         host = dist.new_group(dist.get_process_group_ranks(group), backend="gloo", use_local_synchronization=True)
         _HOST_GROUPS[group] = cast(dist.ProcessGroup, host)
@@ -121,5 +121,5 @@ def _padded_bytes(tensor: Tensor, rows: int) -> Tensor:
 
 
 def _from_bytes(packed: Tensor, like: Tensor, rows: int) -> Tensor:
-    # A copy, since a slice of bytes may start where no number of this dtype can.
+    # Copy, since a slice of bytes may start at an address that this dtype does not allow.
     return packed.clone().view(like.dtype).view(-1, *like.shape[1:])[:rows]

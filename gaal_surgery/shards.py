@@ -1,8 +1,8 @@
-"""Parameters that FSDP2 has cut over several processes; trivial where nothing is sharded.
+"""Parameters that FSDP2 has sharded over several processes; trivial where nothing is sharded.
 
-Such parameters are DTensors. They are put together where the shared module is run for a guide. Everything else works on
-the shards, and the Gramians of the shards add up. ``torch.distributed.tensor`` is imported where a DTensor was met: the
-import takes half a second, which whoever shards has spent already.
+Sharded parameters are DTensors. They are put together where the shared module runs for a guide. Everything else works
+on the shards, and the Gramians of the shards add up. ``torch.distributed.tensor`` is imported only once a DTensor was
+met: the import takes half a second, and whoever shards has imported the module already.
 """
 
 from typing import Any
@@ -14,10 +14,10 @@ from gaal_surgery.projection import Joined, gramian_of, join
 
 
 class Shards:
-    """How some parameters are cut over ranks, to cut other tensors in the same way.
+    """How some parameters are sharded over ranks, to shard other tensors in the same way.
 
     Args:
-        parameters: in the order that lists of tensors have below.
+        parameters: in the order of the lists of tensors below.
     """
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
@@ -30,7 +30,7 @@ class Shards:
         return [x.to_local() if layout else x for x, layout in zip(tensors, self._layouts, strict=True)]
 
     def cut(self, tensors: list[Tensor]) -> list[Tensor]:
-        """This rank's parts of whole tensors, cut as the parameters are; no communication."""
+        """This rank's parts of whole tensors, sharded as the parameters are; no communication."""
         if self._trivial:
             return tensors
         from torch.distributed.tensor import DTensor, Replicate
@@ -44,7 +44,7 @@ class Shards:
         return self.own(parts)
 
     def whole(self, parts: list[Tensor]) -> list[Tensor]:
-        """Whole tensors, of which this rank holds these parts; one collective for each that is sharded."""
+        """Whole tensors from the parts that the ranks hold; one collective for each sharded tensor."""
         if self._trivial:
             return parts
         from torch.distributed.tensor import DTensor
@@ -57,7 +57,7 @@ class Shards:
         return tensors
 
     def gramian(self, rows: list[list[Tensor]], joined: Joined) -> Tensor:
-        """The Gramian of whole gradients, of which this rank holds these parts."""
+        """The Gramian of whole gradients, from the parts that the ranks hold."""
         if self._trivial:
             return gramian_of(joined)
         from torch.distributed.tensor import DTensor, Partial, Replicate
@@ -87,11 +87,11 @@ def put_together(shared: nn.Module) -> None:
     for module in shared.modules() if sharded else ():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key, hook in list(hooks.items()):
-                # They would gather the parameters once more, and put them in the place of ours.
+                # FSDP's hooks would gather the parameters again, and replace the whole parameters.
                 if hook.__module__.startswith("torch.distributed.fsdp"):
                     del hooks[key]
 
 
 def _layout(tensor: Any) -> tuple[Any, tuple[Any, ...]] | None:
-    """The mesh and the placements of a DTensor."""
+    """The mesh and the placements of a DTensor; None for another tensor."""
     return (tensor.device_mesh, tuple(tensor.placements)) if hasattr(tensor, "placements") else None

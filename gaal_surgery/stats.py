@@ -1,4 +1,4 @@
-"""What surgery met and did: the statistics of one step, and their history over training."""
+"""What surgery met and did: the statistics of one step, and the history of the statistics over training."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _LEGEND_LINE = 14  # points of height for each entry of a legend
 
 
 def _by_guide(doc: str, measure: Callable[[Tensor, Tensor], Tensor]) -> Any:
-    """A property: what ``measure`` makes of the Gramian and the weights, a row for each gradient, by guide."""
+    """A property, by guide: what ``measure`` makes of the Gramian and the weights, a row for each gradient."""
 
     def read(stats: "AlignmentStats") -> Mapping[str, Tensor]:
         if stats.gramian is None or stats.weights is None:
@@ -31,7 +31,7 @@ def _by_guide(doc: str, measure: Callable[[Tensor, Tensor], Tensor]) -> Any:
 
 
 def _hurt_by_guide(doc: str, when: int) -> Any:
-    """A property: the shares of samples that a step hurts, before or after surgery, by guide."""
+    """A property, by guide: the share of samples that a step hurts, before or after surgery."""
 
     def read(stats: "AlignmentStats") -> Mapping[str, Tensor]:
         return {} if stats.hurt is None else dict(zip(stats.guides, stats.hurt[when].unbind(), strict=True))
@@ -40,7 +40,7 @@ def _hurt_by_guide(doc: str, when: int) -> Any:
 
 
 def _cosines(gramian: Tensor, weights: Tensor) -> Tensor:
-    """Cosine of the weighted sum with every row; 0 where either is 0 or not finite."""
+    """Cosine of the weighted sum with every row; 0 where either has length 0 or is not finite."""
     usable = gramian.diagonal().isfinite()
     gramian = torch.where(usable & usable[:, None], gramian, 0)
     products = gramian @ weights
@@ -50,17 +50,19 @@ def _cosines(gramian: Tensor, weights: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AlignmentStats:
-    """Statistics of one aligned step, by guide; empty before the first one and after a step without guides.
+    """Statistics of one aligned step. Most are mappings by guide, and are empty if the step had no guide.
 
-    Everything is derived from the step's Gramian when it is read, as 0-dim tensors on the Gramian's device. Reading the
-    mappings costs a few small kernels and no synchronisation; not reading them costs nothing. Only ``hurt_before`` and
-    ``hurt_after`` are measured in the step itself, with ``measure_hurt=True``; otherwise they are empty.
+    The statistics are derived from the step's Gramian when they are read, as 0-dim tensors on the Gramian's device.
+    Reading costs a few small kernels and no synchronisation. Statistics that are not read cost nothing. Only
+    ``hurt_before`` and ``hurt_after`` are measured in the step itself, with ``measure_hurt=True``; otherwise they are
+    empty.
 
     Attributes:
         modality: whose turn it was; None outside ``turns``.
         guides: the modalities that guided, in the order of the Gramian's rows 1 to m.
-        gramian: ``(m + 1, m + 1)``; row 0 is the gradient (with ``align="update"`` the negative update).
-        weights: ``(m + 1,)``, what the rule made of it.
+        gramian: ``(m + 1, m + 1)`` inner products. Row 0 is the gradient. With ``align="update"`` row 0 is the negative
+            applied update.
+        weights: ``(m + 1,)``, what the rule made of the Gramian.
         hurt: ``(2, m)``, the shares behind ``hurt_before`` and ``hurt_after``; None where they were not measured.
 
     Example:
@@ -81,28 +83,30 @@ class AlignmentStats:
         """Norm of the gradient before surgery, over the whole shared module."""
         return None if self.gramian is None else self.gramian[0, 0].sqrt()
 
-    guide_norm = _by_guide("Norm of each guide; not finite where it was ignored.", lambda g, w: g.diagonal().sqrt())
+    guide_norm = _by_guide("Norm of each guide; not finite for an ignored guide.", lambda g, w: g.diagonal().sqrt())
     cosine_before = _by_guide(
-        "Cosine between the gradient and each guide (Eq. 2); below 0 is a conflict, 0 where a norm is 0.",
+        "Cosine between the gradient and each guide (Eq. 2). Below 0 is a conflict; 0 where a norm is 0.",
         lambda g, w: _cosines(g, current_only(g)),
     )
     cosine_after = _by_guide("Cosine between the aligned gradient and each guide.", _cosines)
     coefficient = _by_guide("The multiple of each guide that surgery added (v of Eq. 5).", lambda g, w: w)
-    intervened = _by_guide("Whether surgery added any of the guide, as boolean tensors.", lambda g, w: w != 0)
-    ignored = _by_guide("Whether the guide was ignored as not finite.", lambda g, w: ~g.diagonal().isfinite())
+    intervened = _by_guide("Whether surgery added any of each guide, as boolean tensors.", lambda g, w: w != 0)
+    ignored = _by_guide("Whether each guide was ignored, as it was not finite.", lambda g, w: ~g.diagonal().isfinite())
     hurt_before = _hurt_by_guide("Share of each guide's selected samples that the step hurts before surgery.", 0)
     hurt_after = _hurt_by_guide("Share of each guide's selected samples that the step hurts after surgery.", 1)
 
 
 class ConflictMonitor:
-    """Collects the :class:`AlignmentStats` of a training run, and shows how often its modalities were in conflict.
+    """Collects the :class:`AlignmentStats` of a training run, and shows how often the modalities were in conflict.
 
+    A turn and a guide are in conflict in a step where the cosine between their gradients is below 0 before surgery.
     Call :meth:`update` after every step. Nothing is moved off the device until a table or a plot is asked for.
 
     Example:
         >>> monitor = ConflictMonitor()
         >>> opposed = torch.tensor([[1.0, -1.0], [-1.0, 4.0]])
-        >>> monitor.update(AlignmentStats("image", ("table",), opposed, HalfSpace()(opposed)))
+        >>> stats = AlignmentStats("image", ("table",), opposed, HalfSpace()(opposed))
+        >>> monitor.update(stats)
         >>> monitor.history()["cosine_before"]
         [-0.5]
         >>> monitor.summary()[0]["conflict"]
@@ -115,7 +119,7 @@ class ConflictMonitor:
         self._rows: list[dict[str, Any]] = []
 
     def update(self, stats: AlignmentStats) -> None:
-        """Remember the statistics of one step; a step without guides counts as a step and leaves no row."""
+        """Record the statistics of one step. A step without guides counts as a step and leaves no row."""
         if stats.guides:
             self._unread.append((self._steps, stats))
         self._steps += 1
@@ -126,19 +130,19 @@ class ConflictMonitor:
         Returns:
             The columns ``step``, ``modality`` (whose turn), ``guide``, ``gradient_norm``, ``cosine_before``,
             ``cosine_after``, ``coefficient``, ``guide_norm``, ``intervened`` and ``ignored``, as lists of one length.
-            ``hurt_before`` and ``hurt_after`` follow if a step measured them, with None for steps that did not.
+            If a step measured them, ``hurt_before`` and ``hurt_after`` follow, with None for steps that did not.
         """
         rows = self._read()
         measured = [name for name in _HURT if any(name in row for row in rows)]
         return {column: [row.get(column) for row in rows] for column in (*_COLUMNS, *measured)}
 
     def summary(self) -> list[dict[str, Any]]:
-        """One row for every turn and guide: how often they were in conflict, and how often surgery intervened.
+        """One row for every turn and guide: how often the two were in conflict, and how often surgery intervened.
 
         Returns:
             Rows with ``modality``, ``guide``, ``steps``, ``conflict`` (share of steps with a cosine below 0 before
-            surgery), ``intervened`` (share of steps), ``cosine_before`` and ``cosine_after`` (means). ``hurt_before``
-            and ``hurt_after`` are the means over the steps that measured them, if one did.
+            surgery), ``intervened`` (share of steps), ``cosine_before`` and ``cosine_after`` (means). If a step
+            measured them, ``hurt_before`` and ``hurt_after`` are means over the steps that did.
         """
         return [
             {"modality": modality, "guide": guide, "steps": len(rows)}
@@ -192,7 +196,7 @@ class ConflictMonitor:
         return {"steps": self._steps, "rows": [dict(row) for row in self._read()]}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue the history of a checkpoint."""
+        """Continue the history of a checkpoint; the present history is dropped."""
         self._steps = state_dict["steps"]
         self._unread = []
         self._rows = [dict(row) for row in state_dict["rows"]]
@@ -243,6 +247,6 @@ def plot_cosines(
 
 
 def _mean_hurt(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """The means over the rows that measured the shares of samples that are hurt; nothing where none did."""
+    """The mean shares of hurt samples over the rows that measured them; empty where no row did."""
     measured = [row for row in rows if _HURT[0] in row]
     return {name: fmean(row[name] for row in measured) for name in _HURT if measured}

@@ -1,7 +1,8 @@
-"""The rules of surgery, and how a rule is asked: from the Gramian of the gradients to the weights of their sum.
+"""The rules of surgery, and how a rule is called: from the Gramian of the gradients to the weights of their sum.
 
-A rule is a callable ``(n, n) -> (n,)``. Row 0 is the current gradient g, the other rows are its guides p_i. The aligned
-gradient is the weighted sum. TorchJD's Gramian weightings have the same signature: any of them is a rule too.
+A rule is a callable ``(n, n) -> (n,)``. Row 0 is the current gradient g. The other rows are the guide gradients p_i.
+The aligned gradient is the weighted sum of all rows. TorchJD's Gramian weightings have this signature too, so each of
+them can serve as a rule.
 """
 
 import math
@@ -20,19 +21,19 @@ _MOST_GUIDES = 12
 
 @dataclass(frozen=True)
 class HalfSpace:
-    """The nearest gradient whose inner product with every guide reaches its margin (Eqs. 3-5 of the paper).
+    """The paper's rule: the nearest gradient whose inner product with every guide reaches a margin (Eqs. 3-5).
 
-    One guide gives ``g + max(0, (eps - g.p) / |p|^2) p``, which is A-GEM's rule at margin 0. At margin 0 the result is
-    never longer than g. Several guides give a quadratic program, which is solved exactly. A guide of norm 0 asks for
-    nothing.
+    The *margin* eps is the least inner product that the result may have with a guide's gradient. One guide p turns the
+    gradient g into ``g + max(0, (eps - g.p) / |p|^2) p``. At margin 0 this is A-GEM's rule, and the result is never
+    longer than g. Several guides give a quadratic program, which is solved exactly. A guide of norm 0 asks for nothing.
 
-    Opposed guides may leave no point that reaches every margin. The rule then answers as with margin 0: margins scale
-    freely with the length of the gradient, so shrinking all of them together helps only at 0. Margins count as out of
-    reach, too, where the change of g would be thousands of times as long as what the guides lack.
+    Opposed guides may leave no point that reaches every margin. The rule then uses margin 0 for this step. Smaller
+    positive margins would not help: if a point reached them, a multiple of the point would reach the full margins.
+    Margins also count as out of reach where g would have to change by thousands of times what the guides lack.
 
     Args:
         margin: the eps of Eq. 3. An absolute margin above 0 makes the result long where a guide is short.
-        relative: take ``margin * |g| * |p_i|`` for eps, with ``|g|`` before surgery: the margin is then a cosine.
+        relative: use ``margin * |g| * |p_i|`` for eps, with ``|g|`` from before surgery. The margin is then a cosine.
 
     Raises:
         TypeError: the margin is not a number.
@@ -56,7 +57,7 @@ class HalfSpace:
             raise ValueError(f"HalfSpace takes at most {_MOST_GUIDES} guides, not {guides}: use guides='previous'")
         if on_host(gramian) and (multipliers := self._in_plain_numbers(gramian.tolist())) is not None:
             return gramian.new_tensor([1.0, *multipliers])
-        if guides == 1:  # in few operations, each of which a device would have to launch
+        if guides == 1:  # few operations, as a device launches each of them
             wide = gramian.to(widest(gramian.device))
             squares = wide.diagonal()
             margin = self.margin * squares.sqrt().prod() if self.relative else self.margin
@@ -74,7 +75,7 @@ class HalfSpace:
         return _keep_current(added * inverse)
 
     def _in_plain_numbers(self, gramian: list[list[float]]) -> list[float] | None:
-        """The multipliers, ten times as fast as by tensors on a CPU; None where the program is not an easy one."""
+        """The multipliers, computed ten times as fast as by tensors on a CPU; None where the program is hard."""
         norms = [math.sqrt(row[i]) for i, row in enumerate(gramian)]
         inverse = [1 / norm if norm > 0 else 0.0 for norm in norms[1:]]
         margins = [self.margin * (norms[0] * (x > 0) if self.relative else x) for x in inverse]
@@ -85,7 +86,7 @@ class HalfSpace:
         if self.margin > 0:
             return None
         rows = [row[1:] for row in gramian[1:]]
-        for _ in range(100):  # coordinate descent, which ends soon where guides are far from depending on one another
+        for _ in range(100):  # coordinate descent, which ends soon where the guides are far from dependent
             moved = 0.0
             for i, row in enumerate(rows):
                 gap = lacking[i] - inverse[i] * sum(map(mul, row, added))
@@ -99,10 +100,11 @@ class HalfSpace:
 
 @dataclass(frozen=True)
 class DualFloor:
-    """What the authors' released code does: GEM's program with a floor under its dual variable, not under g.p.
+    """The rule of the authors' released code: GEM's program with a floor under its dual variable, the guide's multiple.
 
-    Only where ``g.p < 0``, the rule adds ``max(floor, -g.p / (|p|^2 + ridge)) p``. Several guides act each by itself,
-    against g.
+    The rule acts only in a conflict, ``g.p < 0``. There the rule adds ``max(floor, -g.p / (|p|^2 + ridge)) p`` to g.
+    Each of several guides acts on g as if the other guides were absent. The floor is not the margin of Eq. 3, which
+    bounds g.p.
 
     Args:
         floor: least multiple of the guide that is added.
@@ -113,7 +115,8 @@ class DualFloor:
         ValueError: floor or ridge is negative or not finite.
 
     Example:
-        >>> align(torch.tensor([-0.01, 1.0]), [torch.tensor([1.0, 0.0])], DualFloor())
+        >>> g, p = torch.tensor([-0.01, 1.0]), torch.tensor([1.0, 0.0])
+        >>> align(g, [p], DualFloor())
         tensor([0.7400, 1.0000])
     """
 
@@ -134,7 +137,9 @@ class DualFloor:
 
 @dataclass(frozen=True)
 class Orthogonal:
-    """g minus its projection on the span of the guides, whatever the sign of the conflict: MLA's idea on gradients.
+    """The rule that subtracts from g its projection on the span of the guides: MLA's idea, applied to gradients.
+
+    The rule acts whether or not g and the guides are in conflict.
 
     Example:
         >>> align(torch.tensor([1.0, 2.0]), [torch.tensor([0.0, 4.0])], Orthogonal())
@@ -157,7 +162,9 @@ RULES: dict[str, Callable[[], Rule]] = {
 
 
 def weigh(gramian: Tensor, rule: Rule) -> Tensor:
-    """The rule's weights ``(n,)``, kept away from gradients that are not finite: row 0 stays, guides are ignored.
+    """The rule's weights ``(n,)``, with gradients that are not finite kept from the rule.
+
+    A guide that is not finite gets weight 0. A current gradient that is not finite passes unchanged.
 
     Raises:
         TypeError: the rule does not return a tensor.
@@ -167,13 +174,15 @@ def weigh(gramian: Tensor, rule: Rule) -> Tensor:
     if not on_host(gramian) or not math.isfinite(gramian.trace()):
         finite, current = gramian.diagonal() < torch.inf, current_only(gramian)
         usable = finite & finite[:, None]
-        gramian = torch.where(usable, gramian, current[-1])  # a 0 that is there already
+        gramian = torch.where(usable, gramian, current[-1])  # current[-1] is a 0 that is on the device already
     weights = rule(gramian)
     if not isinstance(weights, Tensor):
         raise TypeError(f"rule must return a tensor of weights, not {type(weights).__name__}")
     if weights.shape != gramian.shape[:1]:
-        raise ValueError(f"rule must return ({len(gramian)},) weights, one a gradient, not {tuple(weights.shape)}")
-    # Without a usable current gradient every weight is refused, so that the gradient passes as it is.
+        raise ValueError(
+            f"rule must return one weight for each gradient, ({len(gramian)},), not {tuple(weights.shape)}"
+        )
+    # Without a usable current gradient the rule's weights are dropped, and the gradient passes unchanged.
     return weights.to(gramian) if usable is None else torch.where(usable[0], weights.to(gramian), current)
 
 
@@ -183,7 +192,7 @@ def current_only(gramian: Tensor) -> Tensor:
 
 
 def check_function(name: str, function: object) -> None:
-    """Raise unless the argument of that name can be called; a class is one whose instance was meant."""
+    """Raise unless the named argument is callable, and is not a class, passed where an instance was meant."""
     if isinstance(function, type):
         raise TypeError(f"{name} must be an instance, not the class {function.__name__}: pass {function.__name__}()")
     if not callable(function):
@@ -191,7 +200,7 @@ def check_function(name: str, function: object) -> None:
 
 
 def check_number(name: str, value: object, allowed: Callable[[float], bool], kind: str, range_: str) -> None:
-    """Raise unless the argument of that name is a number of its range."""
+    """Raise unless the named argument is a number in its range."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be {kind}, not {type(value).__name__}")
     if not allowed(value):
@@ -199,13 +208,13 @@ def check_number(name: str, value: object, allowed: Callable[[float], bool], kin
 
 
 def _unit_guides(gramian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The guides at length 1: their Gramian ``(m, m)``, their products with g ``(m,)``, their inverse lengths ``(m,)``.
+    """The guides at length 1: their Gramian ``(m, m)``, products with g ``(m,)`` and inverse lengths ``(m,)``.
 
-    A guide of length 0 has 0 in all three. What rounding leaves of guides that depend on other guides is taken out, as
-    the smallest such rest would decide everything: the guides are built up from the most independent ones (Cholesky's
-    decomposition with pivots), and what remains where rounding alone explains the pivot is dropped.
+    A guide of length 0 has 0 in all three. Guides that depend on other guides leave a rest of rounding in the Gramian.
+    The smallest such rest would decide the result, so the rest is taken out: Cholesky's decomposition with pivots
+    builds the guides up from the most independent ones, and drops what remains once rounding alone explains the pivot.
     """
-    rounding = torch.finfo(gramian.dtype).eps ** 0.7  # 1e-11 in float64: float32 guides leave about 1e-14
+    rounding = torch.finfo(gramian.dtype).eps ** 0.7  # 1e-11 in float64; guides in float32 leave rests of about 1e-14
     gramian = gramian.to(widest(gramian.device))
     inverse = gramian.diagonal()[1:].sqrt().reciprocal().nan_to_num(0.0, 0.0)
     unit, products = gramian[1:, 1:] * inverse * inverse[:, None], gramian[0, 1:] * inverse
@@ -220,11 +229,11 @@ def _unit_guides(gramian: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _reach_or(without_margin: Tensor, unit: Tensor, lacking: Tensor, precision: float) -> Tensor:
-    """Multipliers of the nearest point that reaches every margin, or those without margins where none does.
+    """Multipliers of the nearest point that reaches every margin, or ``without_margin`` where no point does.
 
-    Least distance programming as a non-negative least squares problem that always has a solution (Lawson and Hanson,
-    1974, chapter 23): its residual is 0 where no point reaches every margin, and 1 / (1 + d^2) for a point at distance
-    d, in units of what is lacking most.
+    This is least distance programming as a non-negative least squares problem, which always has a solution (Lawson and
+    Hanson, 1974, chapter 23). The residual is 0 where no point reaches every margin. For a point at distance d, in
+    units of the largest lack, the residual is 1 / (1 + d^2).
     """
     most = lacking.amax()
     goal = torch.where(most > 0, lacking / most, -1)
@@ -236,7 +245,8 @@ def _reach_or(without_margin: Tensor, unit: Tensor, lacking: Tensor, precision: 
 def _nonnegative(matrix: Tensor, rhs: Tensor) -> Tensor:
     """The ``x >= 0`` that minimises ``x.Ax / 2 - b.x``, for A ``(m, m)`` positive semi-definite and b ``(m,)``.
 
-    Of the solutions of all ``2^m`` active sets that is the one that violates its conditions least: no branch is needed.
+    All ``2^m`` active sets are solved, and the solution that violates the conditions least is taken. No branch is
+    needed.
     """
     count = len(rhs)
     numbers = torch.arange(2**count, device=rhs.device)
@@ -250,8 +260,8 @@ def _nonnegative(matrix: Tensor, rhs: Tensor) -> Tensor:
 def _solve(matrix: Tensor, rhs: Tensor, active: Tensor) -> Tensor:
     """Solve positive semi-definite systems restricted to each set of unknowns; the other unknowns are 0.
 
-    Gauss-Jordan elimination over all sets at once, without a branch: LAPACK's drivers would report errors to the host.
-    An unknown whose pivot vanishes depends on earlier unknowns and stays 0.
+    Gauss-Jordan elimination runs over all sets at once, without a branch. LAPACK's drivers would report errors to the
+    host. An unknown whose pivot vanishes depends on earlier unknowns and stays 0.
 
     Args:
         matrix: ``(m, m)`` with unit (or zero) diagonal.

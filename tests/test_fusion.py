@@ -96,9 +96,9 @@ class TestFuseLogits:
 
     @pytest.mark.parametrize("shape", [(4,), (1, 3), ()])
     def test_refuses_a_prior_of_another_number_of_classes(self, shape):
-        with pytest.raises(ValueError, match=r"log_prior must be \(3,\), one a class"):
+        with pytest.raises(ValueError, match=r"log_prior must be \(3,\), one for each class"):
             fuse_logits([ONES, ONES], log_prior=torch.zeros(shape))
-        with pytest.raises(ValueError, match=r"log_odds must be \(3,\), one a label"):
+        with pytest.raises(ValueError, match=r"log_odds must be \(3,\), one for each label"):
             fuse_logits([ONES, ONES], log_odds=torch.zeros(shape))
 
     def test_refuses_two_priors(self):
@@ -238,7 +238,7 @@ class TestCalibratedFusion:
 
     @pytest.mark.parametrize("shape", [(2,), (4,), (1, 3), ()])
     def test_refuses_class_weights_of_another_number(self, shape):
-        with pytest.raises(ValueError, match=r"weight must be \(3,\), one a class"):
+        with pytest.raises(ValueError, match=r"weight must be \(3,\), one for each class"):
             CalibratedFusion(("image",), 3).fit([ONES], torch.zeros(4).long(), weight=torch.ones(shape))
 
     @pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan")])

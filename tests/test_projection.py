@@ -103,7 +103,7 @@ class TestAlign:
         assert bits(align(gradient, [torch.tensor([-1.0, 2.0, 3.0])], rule)) == bits(gradient)
 
     def test_a_rule_must_return_one_weight_a_gradient(self):
-        with pytest.raises(ValueError, match=r"rule must return \(2,\) weights, one a gradient, not \(2, 2\)"):
+        with pytest.raises(ValueError, match=r"rule must return one weight for each gradient, \(2,\), not \(2, 2\)"):
             align(torch.ones(3), [torch.ones(3)], lambda gramian: gramian)
 
     @pytest.mark.parametrize("count", [1, 3])

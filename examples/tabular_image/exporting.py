@@ -55,7 +55,8 @@ def write_model(run: Path, out: Path | None, onnx: bool, data_root: str | None) 
         raise InputError(f"--onnx true needs {', '.join(_ONNX)}; pip install {' '.join(lacking)}")
     _, recipe, method = load(run)
     options = as_written(["--config", str(run / "config.yaml")])
-    data = build_data(replace(options, data_root=data_root or options.data_root), read_samples(options))
+    options = replace(options, data_root=data_root or options.data_root)
+    data = build_data(options, read_samples(options))
     if recipe.task != data.task or recipe.channels != data.channels:
         raise InputError(f"the data are not those that the run in {run} was trained on; give their --data_root")
     batches = [(batch["image"], batch["table"]) for batch in data.test_dataloader() if len(batch["row"]) > 1]

@@ -1,4 +1,4 @@
-"""The digits of quickstart.py as trainers take them: rows for a DataLoader, and a model with one forward."""
+"""The digits of quickstart.py in the form that trainers take: rows for a DataLoader, a model with one forward."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def rows(split: str) -> list[dict[str, Tensor]]:
 
 
 class Model(nn.Module):
-    """Encoders and their head behind one `forward`.
+    """Encoders and their head behind one forward.
 
-    DDP reduces, and trainers cast, only what goes through `forward`. The model is
-    entered once for features and once for their logits, so that features serve
+    DDP reduces, and trainers cast, only what goes through forward. Forward is called
+    once for features and once for the features' logits, so that features can serve
     several turns.
     """
 
@@ -38,7 +38,7 @@ class Model(nn.Module):
         self.head = self.encoders.pop("head")
 
     def forward(self, given: Any, modality: str | None = None) -> Tensor:
-        """The features of a modality of a batch, or the logits of features."""
+        """With a modality, the features of a batch. Without one, the logits of features."""
         if modality is None:
             return self.head(given)
         return self.encoders[modality](given[modality])
@@ -49,7 +49,7 @@ def fresh_features(
     model: Model,
     batch: dict[str, Tensor],
 ) -> FreshFeatures:
-    """The features of a batch by modality, from a model in any trainer's shell."""
+    """The features of a batch by modality. The model may be wrapped by a trainer."""
     encoders = {modality: partial(model, modality=modality) for modality in MODALITIES}
     return FreshFeatures(optimizer, encoders, dict.fromkeys(MODALITIES, batch))
 

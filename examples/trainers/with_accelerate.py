@@ -28,19 +28,19 @@ def main(
     mixed_precision: Literal["no", "bf16", "fp16"] = "no",
     cpu: bool = False,
 ) -> Model:
-    """Trains, and prints the test accuracy.
+    """Train, then print the test accuracy.
 
     Args:
-        epochs: in all, those before a resume included.
-        guidance: "fresh" runs the guide's encoder again, "cached" keeps the features of its last turn.
-        margin: the cosine that every step keeps with its guide, at least.
+        epochs: the number of epochs, including those before a resume.
+        guidance: "fresh" runs a guide's encoder on this batch, "cached" keeps the features of the guide's last turn.
+        margin: HalfSpace's relative margin, a cosine.
         batch: rows in a micro-batch of one process.
         accumulate: micro-batches in a step.
-        max_norm: where gradients are clipped.
+        max_norm: the norm to which gradients are clipped.
         save: a folder for `epoch_1`, `epoch_2`, ...
-        resume: one of them.
+        resume: one of these folders.
         mixed_precision: Accelerator's; fp16 needs a GPU.
-        cpu: even where there is a GPU.
+        cpu: run on the CPU, even where there is a GPU.
     """
     set_seed(0)
     accelerator = Accelerator(
@@ -49,14 +49,14 @@ def main(
         # A turn leaves the other encoders unused.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         gradient_accumulation_steps=accumulate,
-        # An order that depends on the epoch alone, so that a resumed run finds it again.
+        # The order depends on the epoch alone, so that a resumed run repeats the order.
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=0),
     )
     module = Model()
     sgd = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
     alternator = GradientAlignedAlternator(sgd, shared=module.head, rule=HalfSpace(margin, relative=True))
     loader = DataLoader(rows("train"), batch, shuffle=True)
-    # The prepared optimizer has no `turns` and no `guide`; it shares everything with the alternator.
+    # The prepared optimizer has neither `turns` nor `guide`. The alternator has both, and shares the state.
     model, optimizer, loader = accelerator.prepare(module, alternator, loader)
 
     done = 0
@@ -70,7 +70,7 @@ def main(
             labels = torch.cat([inputs["labels"] for inputs in group])
             passes = [fresh_features(alternator, model, inputs) for inputs in group]
             for turn in alternator.turns(*MODALITIES):
-                # DDP prepares its reduction in the pass that comes before backward.
+                # DDP prepares its reduction in the last pass before backward.
                 with accelerator.no_sync(model):
                     own = [features[turn.modality] for features in passes]
                 for inputs, part in zip(group, own, strict=True):

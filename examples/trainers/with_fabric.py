@@ -24,16 +24,16 @@ def main(
     checkpoint: Path | None = None,
     **options: Any,
 ) -> Model:
-    """Trains, and prints the test accuracy.
+    """Train, then print the test accuracy.
 
     Args:
-        epochs: in all, those before a resume included.
-        guidance: "fresh" runs the guide's encoder again, "cached" keeps the features of its last turn.
-        margin: the cosine that every step keeps with its guide, at least.
+        epochs: the number of epochs, including those before a resume.
+        guidance: "fresh" runs a guide's encoder on this batch, "cached" keeps the features of the guide's last turn.
+        margin: HalfSpace's relative margin, a cosine.
         batch: rows in a step of one process.
-        max_norm: where gradients are clipped.
-        checkpoint: a file to go on from where it exists, and to write at the end.
-        options: of Fabric.
+        max_norm: the norm to which gradients are clipped.
+        checkpoint: a file. An existing file is resumed; the file is written at the end.
+        options: options of Fabric.
     """
     fabric = L.Fabric(**options)
     fabric.launch()
@@ -42,10 +42,10 @@ def main(
     sgd = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
     optimizer = GradientAlignedAlternator(sgd, shared=module.head, rule=HalfSpace(margin, relative=True))
     model, optimizer = fabric.setup(module, optimizer)
-    # An order that depends on the epoch alone, so that a resumed run finds it again.
+    # The order depends on the epoch alone, so that a resumed run repeats the order.
     dataset = rows("train")
     sampler = DistributedSampler(dataset, fabric.world_size, fabric.global_rank)
-    # Not set up by Fabric, whose loaders start over from epoch 0 when a run is resumed.
+    # Fabric does not set up the loader: Fabric's loaders start from epoch 0 when a run is resumed.
     loader = DataLoader(dataset, batch, sampler=sampler)
 
     # The precision holds the scale of 16-mixed, which Fabric does not save by itself.
@@ -63,7 +63,7 @@ def main(
                 if guidance == "fresh":
                     for guide in turn.guides:
                         optimizer.guide(guide, features[guide], inputs["labels"])
-                # Unscales first under 16-mixed, where an overflow is for the scaler to handle.
+                # Under 16-mixed this unscales first. The scaler handles an overflow, so clipping must not raise.
                 fabric.clip_gradients(model, optimizer, max_norm=max_norm, error_if_nonfinite=False)
                 optimizer.step()
                 optimizer.zero_grad()

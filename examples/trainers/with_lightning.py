@@ -17,7 +17,7 @@ from gaal_surgery import GradientAlignedAlternator, HalfSpace
 
 
 class Alternating(L.LightningModule):
-    """The loop over turns, in a training step."""
+    """The loop over turns, inside a training step."""
 
     def __init__(self, guidance: str, margin: float, batch: int, max_norm: float) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Alternating(L.LightningModule):
         self.guidance, self.margin, self.batch, self.max_norm = guidance, margin, batch, max_norm
 
     def configure_optimizers(self) -> GradientAlignedAlternator:
-        """The wrapper in place of the optimizer."""
+        """Return the wrapper in place of the optimizer."""
         sgd = torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
         rule = HalfSpace(self.margin, relative=True)
         return GradientAlignedAlternator(sgd, shared=self.model.head, rule=rule)
@@ -47,11 +47,11 @@ class Alternating(L.LightningModule):
                 optimizer.guide(turn.modality, own, labels)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clips: in training_step gradients would still be scaled under 16-mixed."""
+        """Clip here: in training_step, gradients are still scaled under 16-mixed."""
         self.clip_gradients(optimizer, self.max_norm, "norm")
 
     def train_dataloader(self) -> DataLoader:
-        """An order that depends on the epoch alone, so that a resumed run finds it again."""
+        """Rows in an order that depends on the epoch alone, so that a resumed run repeats the order."""
         dataset = rows("train")
         sampler = DistributedSampler(dataset, self.trainer.world_size, self.trainer.global_rank)
         return DataLoader(dataset, self.batch, sampler=sampler)
@@ -66,15 +66,15 @@ def main(
     resume: Path | None = None,
     **trainer: Any,
 ) -> Model:
-    """Trains, and prints the test accuracy.
+    """Train, then print the test accuracy.
 
     Args:
-        epochs: in all, those before a resume included.
-        guidance: "fresh" runs the guide's encoder again, "cached" keeps the features of its last turn.
-        margin: the cosine that every step keeps with its guide, at least.
+        epochs: the number of epochs, including those before a resume.
+        guidance: "fresh" runs a guide's encoder on this batch, "cached" keeps the features of the guide's last turn.
+        margin: HalfSpace's relative margin, a cosine.
         batch: rows in a step of one process.
-        max_norm: where gradients are clipped.
-        resume: a checkpoint of Lightning's.
+        max_norm: the norm to which gradients are clipped.
+        resume: a checkpoint that Lightning wrote.
         trainer: options of Lightning's Trainer.
     """
     L.seed_everything(0, verbose=False)

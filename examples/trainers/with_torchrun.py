@@ -29,20 +29,20 @@ def main(
     save: Path | None = None,
     resume: Path | None = None,
 ) -> Model:
-    """Trains, and prints the test accuracy.
+    """Train, then print the test accuracy.
 
     Args:
-        epochs: in all, those before a resume included.
+        epochs: the number of epochs, including those before a resume.
         parallel: "ddp" replicates the model, "fsdp" shards it.
-        guidance: "fresh" runs the guide's encoder again, "cached" keeps the features of its last turn.
-        margin: the cosine that every step keeps with its guide, at least.
+        guidance: "fresh" runs a guide's encoder on this batch, "cached" keeps the features of the guide's last turn.
+        margin: HalfSpace's relative margin, a cosine.
         batch: rows in a batch of one process.
-        save: a folder for `epoch_1`, `epoch_2`, ...; each rank writes what it has.
-        resume: one of them, on as many processes or on others.
+        save: a folder for `epoch_1`, `epoch_2`, ...; each rank writes its own part.
+        resume: one of these folders. The number of processes may differ.
     """
     joined = dist.is_initialized()
     if not joined:
-        dist.init_process_group()  # gloo between hosts and, where there are GPUs, nccl between devices
+        dist.init_process_group()  # gloo for CPU tensors and, with GPUs, nccl for GPU tensors
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -54,7 +54,7 @@ def main(
         model = DistributedDataParallel(module, find_unused_parameters=True)  # a turn leaves the other encoder unused
     else:
         for part in (*module.encoders.values(), module.head, module):
-            fully_shard(part, reshard_after_forward=True)  # or a module would stay whole after a guide's forward pass
+            fully_shard(part, reshard_after_forward=True)  # else a guide's forward pass leaves a module whole
     sgd = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
     optimizer = GradientAlignedAlternator(sgd, shared=module.head, rule=HalfSpace(margin, relative=True))
     sampler = DistributedSampler(train := rows("train"), seed=0)
@@ -84,7 +84,7 @@ def main(
         if save:
             weights, state = get_state_dict(module, optimizer)
             dcp.save({"model": weights, "optimizer": state}, checkpoint_id=save / f"epoch_{epoch + 1}")
-    right = accuracy(module)  # on every rank: a sharded model runs on all of them at once
+    right = accuracy(module)  # on every rank, as a sharded model runs on all ranks at once
     if dist.get_rank() == 0:
         print(f"test accuracy {right:.3f}")
     if not joined:

@@ -16,7 +16,7 @@ from gaal_surgery import GradientAlignedAlternator, HalfSpace
 
 
 class AlternatingTrainer(Trainer):
-    """A step of the Trainer's is one round: it takes the round's last step itself, and the others are taken here."""
+    """One step of the Trainer is a round: the Trainer takes the step of the last turn, this class takes the others."""
 
     def __init__(self, *args: Any, guidance: str, margin: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -24,7 +24,7 @@ class AlternatingTrainer(Trainer):
         self.group: list[dict[str, Tensor]] = []
 
     def create_optimizer(self, model: nn.Module | None = None) -> GradientAlignedAlternator:
-        """The wrapper, kept: what Accelerate makes of it has no `turns` and no `guide`."""
+        """Keep the wrapper: what Accelerate makes of the wrapper has neither `turns` nor `guide`."""
         model = model or self.model
         sgd = torch.optim.SGD(model.parameters(), lr=self.args.learning_rate, momentum=0.9)
         rule = HalfSpace(self.margin, relative=True)
@@ -32,7 +32,7 @@ class AlternatingTrainer(Trainer):
         return self.optimizer
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
-        """A round of turns on the micro-batches that make a step."""
+        """A round of turns on the micro-batches of one step."""
         model.train()
         self.group.append(self._prepare_inputs(inputs))
         if not self.accelerator.sync_gradients:  # the turns need all micro-batches of the step
@@ -55,7 +55,7 @@ class AlternatingTrainer(Trainer):
             else:
                 self.alternator.guide(turn.modality, torch.cat(own), labels)
             if turn.modality == MODALITIES[-1]:
-                break  # which leaves the turn open, for the Trainer to step
+                break  # leaves the turn open; the Trainer takes its step
             if self.args.max_grad_norm > 0:
                 self.accelerator.clip_grad_norm_(model.parameters(), self.args.max_grad_norm)
             self.optimizer.step()
@@ -71,15 +71,15 @@ def main(
     resume: Path | None = None,
     **options: Any,
 ) -> Model:
-    """Trains, and prints the test accuracy.
+    """Train, then print the test accuracy.
 
     Args:
-        epochs: in all, those before a resume included.
-        guidance: "fresh" runs the guide's encoder again, "cached" keeps the features of its last turn.
-        margin: the cosine that every step keeps with its guide, at least.
+        epochs: the number of epochs, including those before a resume.
+        guidance: "fresh" runs a guide's encoder on this batch, "cached" keeps the features of the guide's last turn.
+        margin: HalfSpace's relative margin, a cosine.
         batch: rows in a micro-batch of one process.
-        resume: a `checkpoint-...` folder of the Trainer's.
-        options: of TrainingArguments.
+        resume: a `checkpoint-...` folder that the Trainer wrote.
+        options: options of TrainingArguments.
     """
     set_seed(0)
     model = Model()
