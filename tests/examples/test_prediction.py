@@ -251,6 +251,25 @@ def test_an_export_without_the_data_is_refused(pets, tmp_path, capsys):
     assert not list(run.glob("*.pt2"))
 
 
+def test_an_export_reads_the_data_where_they_lie_now(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    before, after, run = tmp_path / "before", tmp_path / "after", tmp_path / "run"
+    houses = before / "houses" / "Houses Dataset"
+    houses.mkdir(parents=True)
+    lines = [f"{n % 5 + 1} {n % 3 + 1} {900 + 31 * n} 91901 {100000 + 5000 * n}" for n in range(40)]
+    (houses / "HousesInfo.txt").write_text("\n".join(lines))
+    for n in range(1, 41):
+        for view in ("bathroom", "bedroom", "frontal", "kitchen"):
+            Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)).save(houses / f"{n}_{view}.jpg")
+    data = ["--dataset", "houses", "--data_root", str(before), "--image_size", "16"]
+    training = ["--method", "concatenation", "--epochs", "1", "--workers", "0", "--threads", "1", "--out", str(run)]
+    assert train.main([*data, *training]) == 0
+    before.rename(after)
+    assert export.main(["--run", str(run)]) == 2
+    assert f"{before / 'houses'} does not exist" in capsys.readouterr().err
+    assert export.main(["--run", str(run), "--data_root", str(after)]) == 0
+
+
 def test_results_say_what_the_task_is(pets, tmp_path):
     run = trained(pets, tmp_path / "run", "regression", "gaal", "--log_target", "true")
     results = json.loads((run / "results.json").read_text())
