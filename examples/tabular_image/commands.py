@@ -18,6 +18,7 @@ from .errors import InputError, border, reason
 from .wording import REQUIRED, Option, did_you_mean, nearest, options_of
 
 _NARROWEST = 50  # columns that help is wrapped to, at least
+_FOLDERS = ("examples", "benchmarks")  # of the repository, where scripts lie
 _OWN = ("help", "config", "print_config")
 
 
@@ -167,7 +168,9 @@ class CommandLine:
 
     def _example(self, example: str) -> str:
         example = re.sub(r"(--\S+) (?!-)", "\\1\0", example)  # an option and its value stay together
-        whole = f"python {'/'.join(self._script.parts[-3:])} {example}".rstrip()
+        parts = self._script.parts
+        root = max((place for place, part in enumerate(parts) if part in _FOLDERS), default=-1)
+        whole = f"python {'/'.join(parts[root:])} {example}".rstrip()
         return filled(whole, "  ", "      ", room=2).replace("\0", " ").replace("\n", " \\\n")
 
     def _mistake(self, arguments: Sequence[str]) -> str | None:
