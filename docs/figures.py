@@ -12,9 +12,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-import matplotlib as mpl
+import matplotlib
 import pandas as pd
 import torch
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Polygon
@@ -228,6 +229,7 @@ def _vector(axes: Axes, vector: torch.Tensor, name: str, colour: str, shift: tup
 def conflict() -> Figure:
     """The monitor of the tutorial's last training, as its code draws it."""
     torch.set_num_threads(1)
+    matplotlib.rcParams["axes.prop_cycle"] = cycler(color=[COLOURS["table"], COLOURS["image"]])  # in the order of turns
     namespace: dict = {}
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "tutorial.md").read_text(), re.DOTALL | re.MULTILINE)
     for code in blocks:
@@ -270,7 +272,7 @@ PICTURES = {
 
 def main(*names: str) -> None:
     """Draws the pictures of these names, or all."""
-    mpl.use("Agg")
+    matplotlib.use("Agg")
     for name in names or (*PICTURES, *COPIES):
         path = STATIC / f"{name}.png"
         if name in COPIES:
