@@ -178,7 +178,7 @@ def test_a_column_that_is_missing_is_told(run, pets):
     frame, _ = rows_of(run, pets)
     predictor = Predictor.load(run)
     with pytest.raises(
-        InputError, match="pets has no column 'colour', which the model was trained with; add it, empty"
+        InputError, match="pets has no column 'colour', which the model was trained with; add this column, with"
     ):
         predictor.predict(frame.drop(columns="colour"), pets, name="pets")
     with pytest.raises(
