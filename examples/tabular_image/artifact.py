@@ -26,16 +26,16 @@ from .methods.base import Method
 from .options import Options
 
 NAME = "model.pt"
-FORMAT = 1  # raise it when a file of before can no longer be read
+FORMAT = 1  # to be raised when older files can no longer be read
 PACKAGES = ("torch", "torchvision", "lightning", "numpy", "pandas", "scikit-learn")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How rows become the batches that a model was trained on; it shapes networks as the data module does.
+    """How rows become the batches that a model was trained on. A recipe can take the data module's place for a method.
 
     Attributes:
-        name: Of the data set.
+        name: The name of the data set.
         numeric: Columns of numbers.
         categorical: Columns of categories.
         dates: Columns of dates.
@@ -43,11 +43,11 @@ class Recipe:
         image_columns: Columns of pictures.
         grey: Whether pictures have one channel.
         image_size: Side of the pictures in pixels.
-        channels: Of a picture, or the number of its features.
+        channels: Channels of a picture, or the number of its features.
         encoder: Encodes the table.
         table_columns: Where each raw column stands in the encoded table.
         table_width: D.
-        feature_scale: Of the fixed features of pictures; None where the model takes pictures.
+        feature_scale: Mean and deviation of the fixed features of pictures; None where the model takes pictures.
         task: What the numbers of the target mean.
     """
 
@@ -68,7 +68,7 @@ class Recipe:
 
     @classmethod
     def of(cls, data: TabularImageData) -> Recipe:
-        """That of a data module."""
+        """The recipe of a data module."""
         samples = data.samples
         return cls(
             name=samples.name,
@@ -89,11 +89,11 @@ class Recipe:
 
     @property
     def train_table(self) -> Tensor:
-        """Zeros (N, D) in the place of the training rows, which no prediction looks at."""
+        """Zeros (N, D) in the place of the training rows, as a prediction does not use the training rows."""
         return torch.zeros(self.task.rows, self.table_width)
 
     def state(self) -> dict[str, Any]:
-        """Everything but the scale of the features, as JSON has it."""
+        """Everything but the scale of the features, in types of JSON."""
         return vars(self) | {
             "encoder": self.encoder.state(),
             "table_columns": [vars(column) for column in self.table_columns],
@@ -103,7 +103,7 @@ class Recipe:
 
     @classmethod
     def from_state(cls, state: dict[str, Any], feature_scale: Sequence[Tensor]) -> Recipe:
-        """What `state` described, with mean and deviation of the features, if there are any."""
+        """The recipe that `state` described, with mean and deviation of the features, if there are features."""
         task = state["task"]
         restored = {
             "encoder": TableEncoder.from_state(state["encoder"]),
@@ -119,10 +119,10 @@ def save(folder: Path, options: Options, data: TabularImageData, method: Method,
 
     Args:
         folder: The run folder.
-        options: Of the run.
-        data: What it was trained on.
-        method: With the weights of the best epoch.
-        digest: Of the data.
+        options: The options of the run.
+        data: The data that the model was trained on.
+        method: The model, with the weights of the best epoch.
+        digest: The digest of the data.
 
     Raises:
         InputError: The file cannot be written.
@@ -151,22 +151,22 @@ def load(run: Path | str) -> tuple[Options, Recipe, Method]:
         run: The run folder, or the file in it.
 
     Raises:
-        InputError: There is no model, the file is damaged or of another release, or what it needs is not installed.
+        InputError: There is no model, the file is damaged or of another release, or a package is missing.
     """
     path = Path(run) / NAME if Path(run).is_dir() else Path(run)
     if not path.is_file():
         raise InputError(f"{path} does not exist; give the folder of a run that has ended (train.py --out)")
-    again = "copy it again, or train again"
+    again = "copy the file again, or train again"
     content = checkpoints.saved(path, {"format"}, "model of train.py", again)
     if content["format"] != FORMAT:
         raise InputError(
             f"{path} has format {content['format']}, and this release reads format {FORMAT}; predict with the release "
-            "that wrote it, or train again"
+            "that wrote the file, or train again"
         )
     with border("read", path, again):
         description = json.loads(content["description"])
         packages = ", ".join(f"{name} {number}" for name, number in description["versions"].items())
-    with border("use", path, f"it was written with {packages}; install these, or train again"):
+    with border("use", path, f"install the packages that wrote the file ({packages}), or train again"):
         name = description["options"]["method"]
         settings = SETTINGS[name](**description["settings"])
         options = Options(**(description["options"] | {"pretrained": False}), settings=settings)
@@ -177,6 +177,6 @@ def load(run: Path | str) -> tuple[Options, Recipe, Method]:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that results depend on, and of Python."""
+    """The versions of Python and of the packages that results depend on."""
     ours = {"gaal_surgery": gaal_surgery.__version__}  # a clone on PYTHONPATH has no metadata
     return ours | {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}

@@ -25,9 +25,9 @@ def callbacks(
     """All callbacks of a run that saves into `folder` and shows a progress bar, or else prints a line an epoch.
 
     Args:
-        folder: of the run.
-        seed: of the run.
-        patience: epochs without a better one before the training stops; None never stops.
+        folder: the run folder.
+        seed: the seed of the run.
+        patience: the training stops after this many epochs without a better one; None never stops early.
         figure: the measure that lines show.
         selected_by: what patience looks at: a measure, or the loss.
         bar: show a bar.
@@ -47,7 +47,7 @@ def callbacks(
 
 
 class OneBar(TQDMProgressBar):
-    """The progress of the training, and that of a prediction while it lasts; none of the validation below the first."""
+    """One bar at a time: of the training, or of a prediction while the prediction lasts. Validation has no bar."""
 
     def init_validation_tqdm(self) -> Tqdm:
         """No bar."""
@@ -73,9 +73,9 @@ class Interruptible(Callback):
 
 
 class EpochSeed(Callback):
-    """Seeds all generators by (seed, epoch), so that a resumed run draws what an uninterrupted one does.
+    """Seeds all generators by (seed, epoch), so that a resumed run draws the numbers of an uninterrupted run.
 
-    All ranks alike: a random selection of guiding samples must be the same on every rank.
+    All ranks have the same seed: a random selection of guiding samples must be the same on every rank.
     """
 
     def __init__(self, seed: int) -> None:
@@ -88,10 +88,10 @@ class EpochSeed(Callback):
 
 
 class EpochTable(Callback):
-    """One row of metrics for every epoch, written after each; a resumed run continues the checkpoint's table.
+    """One row of metrics for every epoch, written after the epoch; a resumed run continues the checkpoint's table.
 
     Args:
-        path: Of the table.
+        path: The file of the table.
         figure: The measure that a line shows.
         lines: Print a line after each epoch.
     """
@@ -159,15 +159,15 @@ class EpochTable(Callback):
 
 
 class ResumableEarlyStopping(EarlyStopping):
-    """Early stopping in the last stage that has not forgotten, after a resume, that it had already stopped the run."""
+    """Early stopping in the last stage. A run that was stopped early stops again after a resume."""
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Check where the epoch may be tested."""
+        """Check the epoch, if the epoch may be tested."""
         if pl_module.selecting:
             super().on_validation_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Check where the epoch may be tested."""
+        """Check the epoch, if the epoch may be tested."""
         if pl_module.selecting:
             super().on_train_epoch_end(trainer, pl_module)
 
@@ -177,10 +177,10 @@ class ResumableEarlyStopping(EarlyStopping):
 
 
 class MovableCheckpoint(ModelCheckpoint):
-    """A checkpoint callback that still knows its best score when its folder was moved before a resume."""
+    """A checkpoint callback that keeps its best score when the run folder is moved before a resume."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the state with the paths of today."""
+        """Load the state with the current paths."""
         old, new = state_dict["dirpath"], str(self.dirpath)
         state = {
             name: value.replace(old, new) if isinstance(value, str) else value for name, value in state_dict.items()

@@ -1,4 +1,4 @@
-"""Names of encoders, checked before any data are read: those of the pipeline, those of timm, and one's own."""
+"""Names of encoders, checked before any data are read: encoders of the pipeline, of timm, and the user's own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _OWN = "PACKAGE.MODULE:FACTORY"
 
 
 def check_image_encoder(name: str) -> None:
-    """Refuses a name that no image encoder has. Only a name of timm or of one's own module imports something.
+    """Refuses a name that no image encoder has. Only a name of timm or of the user's own module imports something.
 
     Raises:
         InputError: There is no such encoder, or its package or module cannot be used.
@@ -53,12 +53,12 @@ def check_table_encoder(name: str) -> None:
 
 
 def own_encoder(kind: str, name: str, **arguments: Any) -> nn.Module:
-    """What one's own factory makes.
+    """The encoder that the user's own factory makes.
 
     Args:
         kind: "image" or "table".
-        name: "package.module:factory"; the current folder can be imported from.
-        **arguments: What the factory is called with.
+        name: "package.module:factory", where the module is installed or in the current folder.
+        **arguments: The arguments of the factory.
 
     Raises:
         InputError: The factory cannot be imported, fails, or makes no module.
@@ -70,14 +70,14 @@ def own_encoder(kind: str, name: str, **arguments: Any) -> nn.Module:
         made = factory(**arguments)
     if not isinstance(made, nn.Module):
         raise InputError(
-            f"the factory of the {kind} encoder {name} returns {type(made).__name__}; let it return an nn.Module"
+            f"the factory of the {kind} encoder {name} returns {type(made).__name__}; return an nn.Module instead"
         )
     return made
 
 
 @contextmanager
 def running(kind: str, name: str, doing: str) -> Iterator[None]:
-    """Turns an exception of one's own encoder into an `InputError` that has the last line of its module."""
+    """Turns an exception of the user's own encoder into an `InputError` that names the last line of the module."""
     try:
         yield
     except Exception as error:
@@ -85,13 +85,14 @@ def running(kind: str, name: str, doing: str) -> Iterator[None]:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
         where = f", line {lines[-1]} of {file}" if lines else ""
         raise InputError(
-            f"cannot {doing} the {kind} encoder {name} ({type(error).__name__}: {reason(error)}{where}); correct it"
+            f"cannot {doing} the {kind} encoder {name} ({type(error).__name__}: {reason(error)}{where}); "
+            "correct the encoder"
         ) from error
 
 
 def _check_timm(model: str) -> None:
     if find_spec("timm") is None:
-        raise InputError(f"the image encoder {TIMM}{model} is of the package timm; pip install timm")
+        raise InputError(f"the image encoder {TIMM}{model} needs the package timm; pip install timm")
     import timm
 
     if not timm.is_model(model):
@@ -111,7 +112,8 @@ def _check_own(kind: str, name: str, *arguments: str) -> None:
     except TypeError as error:
         called = ", ".join(f"{argument}=" for argument in arguments)
         raise InputError(
-            f"the factory of the {kind} encoder {name} is called with {called} ({reason(error)}); let it take that"
+            f"the factory of the {kind} encoder {name} is called with {called} ({reason(error)}); "
+            "change the factory to accept this call"
         ) from error
 
 
@@ -123,7 +125,7 @@ def _factory(kind: str, name: str) -> Callable[..., Any]:
     with border(f"import the module of the {kind} encoder", name, remedy):
         module: ModuleType = importlib.import_module(place)
     if not hasattr(module, attribute):
-        hint = _nearest(attribute, vars(module)) or f"define it in {module.__file__}"
+        hint = _nearest(attribute, vars(module)) or f"define {attribute!r} in {module.__file__}"
         raise InputError(f"the {kind} encoder {name}: the module {place} has no {attribute!r}; {hint}")
     factory = getattr(module, attribute)
     if not callable(factory):

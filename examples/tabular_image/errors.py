@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, each told in one sentence; and the borders where such errors come from."""
+"""Errors that the user can correct, each told in one sentence, and the borders where such errors come from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
-_MOST = 200  # characters of a reason: some libraries explain themselves in paragraphs
+_MOST = 200  # characters of a reason: some libraries write paragraphs
 
 
 class InputError(Exception):
@@ -21,11 +21,11 @@ class InputError(Exception):
 
 
 class ImageError(InputError):
-    """An image is missing or damaged. Of several processes only the one that reads it may know.
+    """An image is missing or damaged. Of several processes only the process that reads the image may meet the error.
 
     Args:
         message: What is wrong.
-        row: The position of its row, where one is met in training.
+        row: The position of the image's row, for an image that is met in training.
     """
 
     everywhere = False
@@ -36,20 +36,20 @@ class ImageError(InputError):
 
 
 class DivergenceError(InputError):
-    """A loss is no longer finite. Of several processes one may meet that before the others do."""
+    """A loss is no longer finite. One of several processes may meet this error before the others."""
 
     everywhere = False
 
 
 @contextmanager
 def border(doing: str, path: Path | str, remedy: str) -> Iterator[None]:
-    """Turns whatever reading, writing or decoding raises into an `InputError`; the block should hold nothing else.
+    """Turns any exception of reading, writing or decoding into an `InputError`; the block should do nothing else.
 
-    Every kind of exception is caught: decoders raise whatever a damaged file leads them to.
+    Every kind of exception is caught, as decoders raise any kind at a damaged file.
 
     Args:
         doing: What the block does, such as "read".
-        path: What it does that to.
+        path: What the block reads, writes or decodes.
         remedy: What the user can do about it.
     """
     try:

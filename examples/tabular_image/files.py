@@ -27,11 +27,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path, then: str | None = None) -> Iterator[Path]:
-    """Like `replacing`, for a file of a run folder: on the disk before it takes its place, and an error is a sentence.
+    """Like `replacing`, for a file of a run folder, which reaches the disk before it takes its place.
 
     Args:
         path: The file.
-        then: What to do when the cause of an error is gone; by default to resume the run.
+        then: What the user is to do once the cause of an error is gone; by default resume the run.
 
     Raises:
         InputError: The file cannot be written.

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a run that is told to end says how it goes on, and ends with 128 and the signal's number."""
+"""Ctrl-C and SIGTERM: an interrupted run says how to go on, and exits with 128 plus the number of the signal."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(BaseException):
-    """A signal asks the run to end. Lightning ends the process itself at a KeyboardInterrupt; this one it passes on."""
+    """A signal asks the run to end. Lightning lets this pass, but ends the process itself at a KeyboardInterrupt."""
 
 
 class Interrupts:
     """The signals of one process.
 
     Attributes:
-        received: The number of the signal that came; None where none did.
-        folder: The folder that the run has, or is about to make; None before that is decided.
+        received: The number of the signal that came; None without a signal.
+        folder: The run folder, existing or to be made; None before the folder is chosen.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Interrupts:
         self.catch_again()
 
     def catch_again(self) -> None:
-        """Takes back the handlers of a process that catches; Lightning replaces that of SIGTERM."""
+        """Sets the handlers again in a process that catches, as Lightning replaces the handler of SIGTERM."""
         if self._process == os.getpid():
             for number in _SIGNALS:
                 signal.signal(number, self._raise)
@@ -49,7 +49,7 @@ class Interrupts:
     def sentence(self) -> str:
         """What to tell the user."""
         if self.folder is None or not (self.folder / "config.yaml").is_file():
-            return "interrupted before the training; the same command starts again"
+            return "interrupted before the training; run the same command to start again"
         saved = any(self.folder.glob("*.ckpt"))
         state = "the finished epochs are saved" if saved else "no epoch was saved yet"
         return f"interrupted; {state}; go on with {resume_command(self.folder)}"

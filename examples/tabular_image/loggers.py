@@ -1,4 +1,4 @@
-"""The logs of a run that others can read: Lightning's loggers, in the run folder, going on where a run is resumed."""
+"""Lightning's loggers, which write logs for other programs into the run folder. A resumed run continues the logs."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from .errors import border
 from .files import resume_command
 from .options import Options
 
-PROJECT = "gaal_surgery"  # of Weights & Biases
+PROJECT = "gaal_surgery"  # in Weights & Biases
 
 
 def loggers(options: Options, finished: int) -> list[Logger]:
-    """The loggers of a run, told its options.
+    """The loggers of a run, which have logged the options of the run.
 
     Args:
-        options: Of the run.
-        finished: Epochs that are in the checkpoint from which it goes on.
+        options: The options of the run.
+        finished: The number of epochs in the checkpoint that a resumed run continues.
 
     Raises:
         InputError: A log of the run to resume cannot be read, or a logger cannot start.
     """
     made: list[Logger] = []
     for name in options.loggers:
-        with border("start", f"--logger {name}", f"correct that or leave {name} out of --logger"):
+        with border("start", f"--logger {name}", f"correct the cause or leave {name} out of --logger"):
             match name:
                 case "csv":
                     made.append(_csv(options.folder, finished))
@@ -42,11 +42,11 @@ def loggers(options: Options, finished: int) -> list[Logger]:
 
 
 def _csv(folder: Path, finished: int) -> CSVLogger:
-    """A table in `csv/metrics.csv`; Lightning's logger deletes an older one, whose finished epochs are logged again."""
+    """A table in `csv/metrics.csv`. Lightning deletes an older table, so its finished epochs are logged again."""
     logger = CSVLogger(folder, name=None, version="csv")
     path = Path(logger.log_dir) / "metrics.csv"
     if path.exists():
-        with border("read", path, f"remove it and go on with {resume_command(folder)}"):
+        with border("read", path, f"remove the file and go on with {resume_command(folder)}"):
             rows = pd.read_csv(path, dtype=str)  # the digits as they are
             rows = rows[rows["epoch"].astype(int) < finished]
             steps = rows.pop("step").astype(int)
@@ -58,7 +58,7 @@ def _csv(folder: Path, finished: int) -> CSVLogger:
 
 
 def _wandb(folder: Path) -> WandbLogger:
-    """A run of Weights & Biases in `wandb/`; what logged the same run folder before has the same identity."""
+    """A run of Weights & Biases in `wandb/`, with the id of an earlier log of the same run folder."""
     import wandb
 
     mode = os.environ.get("WANDB_MODE") or ("offline" if wandb.api.api_key is None else "online")

@@ -19,20 +19,20 @@ from torchmetrics.functional.regression import mean_absolute_error, mean_squared
 
 
 def accuracy(logits: Tensor, target: Tensor) -> Tensor:
-    """Share of the rows, logits (N, C) and target (N,), whose class is the predicted one."""
+    """Share of the rows, logits (N, C) and target (N,), whose class is predicted."""
     return multiclass_accuracy(logits, target, logits.shape[1], average="micro")
 
 
 def measure(logits: Tensor, target: Tensor, *, brief: bool = False) -> dict[str, float | None]:
     """Accuracy, balanced accuracy (mean recall) and AUROC (mean of one class against the rest).
 
-    Classes without a row in `target` do not count in the means. A figure that is not defined is None: all of them
-    without rows or where a logit is no number, and the AUROC of rows of one class.
+    Classes without a row in `target` do not count in the means. An undefined figure is None. All figures are undefined
+    without rows or with a logit that is NaN. The AUROC is also undefined where all rows have one class.
 
     Args:
         logits: (N, C).
         target: (N,).
-        brief: Leave out the AUROC, which takes long.
+        brief: Leave out the AUROC, which takes long to compute.
     """
     classes = logits.shape[1]
     present = target.bincount(minlength=classes) > 0
@@ -52,8 +52,8 @@ def measure(logits: Tensor, target: Tensor, *, brief: bool = False) -> dict[str,
 def measure_labels(logits: Tensor, target: Tensor) -> dict[str, float | None]:
     """Macro F1 at a probability of one half, mean average precision and AUROC: means over the labels.
 
-    Labels that all rows have, or none, do not count in the means. A figure is None where no label counts, and where a
-    logit is no number.
+    Labels that all rows have, or none, do not count in the means. All figures are None where no label counts or a logit
+    is NaN.
 
     Args:
         logits: (N, L).
@@ -79,13 +79,14 @@ def measure_labels(logits: Tensor, target: Tensor) -> dict[str, float | None]:
 def measure_numbers(mean: Tensor, deviation: Tensor, target: Tensor, level: float) -> dict[str, float | None]:
     """R^2, RMSE, MAE, and the share of the targets inside the interval that should hold `level` of them.
 
-    R^2 is None where all targets are equal or there are fewer than two. All are None where a prediction is no number.
+    R^2 is None where all targets are equal or there are fewer than two. All figures are None without rows or where a
+    prediction is NaN.
 
     Args:
-        mean: Of the predicted Gaussians, (N,).
-        deviation: Of the predicted Gaussians, (N,).
-        target: (N,), in the same units.
-        level: Of the interval, between 0 and 1.
+        mean: Means of the predicted Gaussians, (N,).
+        deviation: Standard deviations of the predicted Gaussians, (N,).
+        target: (N,), in the units of the predictions.
+        level: The probability of the interval, between 0 and 1.
     """
     if not len(target) or mean.isnan().any() or deviation.isnan().any():
         return dict.fromkeys(("r2", "rmse", "mae", "coverage"))
@@ -105,7 +106,7 @@ def _rounded(figures: dict[str, Any]) -> dict[str, float | None]:
 
 
 def defined(figures: Any) -> Any:
-    """Nested figures with None for every number that is not finite, as JSON has no other word for them."""
+    """Nested figures with None for every number that is not finite, as JSON knows finite numbers alone."""
     match figures:
         case dict():
             return {name: defined(value) for name, value in figures.items()}

@@ -1,4 +1,4 @@
-"""The page of a finished run, for a person to open: one file that needs neither network nor scripts."""
+"""The page of a finished run, for a person to open: one file, without scripts or network access."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .sections import Build, Cell, Section, Table, as_picture, task_sections
 from .style import styled
 
 PAGE = "report.html"
-_LONG = 20  # rows of a table that is folded
+_LONG = 20  # tables of more rows are folded
 
 
 def write_page(
@@ -39,12 +39,12 @@ def write_page(
 ) -> None:
     """Writes `report.html` into the run folder.
 
-    A section that cannot be made is told and left out, and so is the page: a run never fails because of its page.
+    A section or a page that cannot be made is reported and left out: a run never fails because of its page.
 
     Args:
         folder: the run folder.
         results: as in `results.json`.
-        options: of the run.
+        options: the options of the run.
         data: rows, class names and ids.
         method: with the weights of the best epoch.
         outputs: collated outputs of `Method.predict_step` for "test".
@@ -113,12 +113,12 @@ def learning_curves(results: Mapping[str, Any], epochs: pd.DataFrame) -> Section
 
 
 def conflict(results: Mapping[str, Any], method: Method) -> Section | None:
-    """Cosines between the gradients of the modalities; None of a method that does not measure them."""
+    """Cosines between the gradients of the modalities; None for a method that does not measure cosines."""
     if not results["conflict"]:
         return None
     text = [
-        "A step is in conflict where the cosine is below 0: the step of one modality then raises the loss of the other "
-        "one's most uncertain samples.",
+        "A step is in conflict where the cosine is below 0: the step of one modality then raises the loss of the most "
+        "uncertain samples of the other modality.",
         *(
             f"Turn of {row['modality']}, guided by {row['guide']}: {row['conflict']:.0%} of {row['steps']:,} steps "
             f"were in conflict, and surgery changed {row['intervened']:.0%} of the steps."
@@ -130,7 +130,7 @@ def conflict(results: Mapping[str, Any], method: Method) -> Section | None:
 
 
 def columns(data: TabularImageData) -> Section:
-    """What each column was taken for, and what was noticed in the data."""
+    """How each column is used, and what was noticed in the data."""
     samples = data.samples
     kinds = {"number": samples.numeric, "category": samples.categorical, "date": samples.dates}
     rows = [
@@ -152,7 +152,7 @@ def columns(data: TabularImageData) -> Section:
 
 
 def origin(results: Mapping[str, Any], options: Options) -> Section:
-    """What it takes to run it again."""
+    """What is needed to repeat the run."""
     rows = [(name, str(value), str(default)) for name, value, default in changed(options)]
     versions = list(results["versions"].items())
     text = f"Digest of the data: {results['data']}. Seed: {results['seed']}."
@@ -164,7 +164,7 @@ def origin(results: Mapping[str, Any], options: Options) -> Section:
 
 
 def changed(options: Options) -> list[tuple[str, Any, Any]]:
-    """Name, value and default of every option that has another value than by default, the method's own included."""
+    """Name, value and default of every option that differs from its default, with the method's own options."""
     groups = [("", options, Options()), (f"{options.method}.", options.settings, type(options.settings)())]
     return [
         (f"{prefix}{field.name}", getattr(given, field.name), getattr(default, field.name))
@@ -202,20 +202,20 @@ def _content(cells: pd.Series, kind: str) -> str:
 
 
 def _run(folder: Path, results: Mapping[str, Any]) -> str:
-    """When the last epoch ended, however late the page is written; how long the training took, and on what."""
+    """When the last epoch ended, which may be before the page is written; how long the training took, and on what."""
     end = datetime.fromtimestamp((folder / "metrics.csv").stat().st_mtime).astimezone()
     return f"{end:%Y-%m-%d %H:%M %Z}, {results['seconds']:.0f} s of training on {results['device']}"
 
 
 @contextmanager
 def _told_and_left_out(what: str) -> Iterator[None]:
-    """Draws in the pipeline's look, and tells what fails."""
+    """Draws in the pipeline's look, and reports what fails."""
     try:
         with warnings.catch_warnings(), styled():
-            warnings.simplefilter("ignore")  # such as of odd metadata in a picture
+            warnings.simplefilter("ignore")  # such as warnings of odd metadata in a picture
             yield
     except Exception as error:
-        print(f"no {what}: {reason(error)}")
+        print(f"could not make {what}: {reason(error)}")
 
 
 _ENVIRONMENT = Environment(

@@ -68,23 +68,23 @@ class Predictor:
     ) -> pd.DataFrame:
         """What the model says of each row.
 
-        A row without a readable picture is predicted from its table, a row without any cell of the table from its
-        picture. Methods whose voices are fused late then take the voice that is left. Others are given a row of means
-        in the place of what is missing.
+        A row without a readable picture is predicted from its table. A row without any cell of the table is predicted
+        from its picture. Methods whose voices are fused late use the voice that is left. Other methods get a row of
+        means in the place of the missing modality.
 
         Args:
-            frame: N rows with the columns of the training table, but for the target; columns of pictures hold paths.
+            frame: N rows with the columns of the training table except the target. Columns of pictures hold paths.
             image_root: Where relative paths start.
             name: What messages call the table.
             workers: Processes that read pictures.
 
         Returns:
             N rows with the index of `frame`: `predicted`; `seen`, which says what the prediction was made from; and the
-            probability of every class or label, or `low` and `high`, the ends of the 90% interval. All but `seen` is
-            missing where nothing was seen that the model looks at.
+            probability of every class or label, or `low` and `high`, the ends of the 90% interval. Where a row has
+            nothing that the model looks at, all columns but `seen` are missing.
 
         Raises:
-            InputError: The table lacks a column, or holds text in a numeric one.
+            InputError: The table lacks a column, or holds text in a numeric column.
         """
         samples = new_rows(frame, self.recipe, Path(image_root), name)
         encoded = self.recipe.encoder.encode(samples)
@@ -99,7 +99,7 @@ class Predictor:
         return answered.set_index(frame.index)
 
     def outputs(self, samples: Samples, table: Tensor, workers: int = 0) -> tuple[Tensor, np.ndarray]:
-        """The outputs (N, C) of the prediction, NaN where there is none, and what each is made from, (N,)."""
+        """The outputs (N, C) of the prediction, NaN without a prediction, and what each is made from, (N,)."""
         named = np.array([isinstance(samples.images, np.ndarray) or any(paths) for paths in samples.images])
         filled = samples.table.notna().any(axis=1).to_numpy()
         outputs = torch.full((len(samples), self.method.task.outputs), torch.nan)
@@ -118,7 +118,7 @@ class Predictor:
 
     @torch.inference_mode()
     def _answer(self, rows: np.ndarray, images: Tensor | None, table: Tensor | None) -> Tensor:
-        """Outputs (B, C); NaN where the model looks at nothing that is there."""
+        """Outputs (B, C); NaN where the batch has nothing that the model looks at."""
         batch = {"row": torch.from_numpy(rows)}
         batch |= {} if images is None else {"image": images}
         batch |= {} if table is None else {"table": table}
@@ -126,7 +126,7 @@ class Predictor:
         return self.method.answer(batch).float().cpu()
 
     def _pictures(self, samples: Samples, rows: np.ndarray, workers: int) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Readable pictures of the rows, a batch at a time, and which rows they are of."""
+        """Rows with readable pictures, a batch at a time, and their pictures."""
         batches = _Batches(samples, rows, self.batch_size, self.recipe)
         for place, (images, problems) in enumerate(DataLoader(batches, batch_size=None, num_workers=workers)):
             part = batches.parts[place]
@@ -137,7 +137,7 @@ class Predictor:
 
 
 class _Batches(Dataset[tuple[Tensor, dict[int, str]]]):
-    """Pictures as the model takes them, an item a batch, and what to tell of those that cannot be read, by place."""
+    """Pictures as the model takes them, with a batch as an item, and a message for each unreadable one, by place."""
 
     def __init__(self, samples: Samples, rows: np.ndarray, size: int, recipe: Recipe) -> None:
         self.samples, self.recipe = samples, recipe

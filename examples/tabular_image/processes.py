@@ -1,4 +1,4 @@
-"""The processes of a run, as the launcher that started them numbers them in the environment."""
+"""The processes of a run, as numbered by their launcher in environment variables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def nodes() -> int:
-    """Machines that torchrun has started the command on."""
+    """The number of machines that torchrun has started the command on."""
     return int(os.environ.get("GROUP_WORLD_SIZE", 1))
 
 
@@ -18,7 +18,7 @@ def is_first() -> bool:
 
 
 def started_together() -> bool:
-    """Whether torchrun or SLURM started this process together with others; Lightning starts its own from the first."""
+    """Whether torchrun or SLURM started several processes together; Lightning starts the others from the first one."""
     for started, number in (("TORCHELASTIC_RUN_ID", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
         if started in os.environ and int(os.environ.get(number, 1)) > 1:
             return True

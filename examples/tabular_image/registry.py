@@ -1,4 +1,4 @@
-"""Names, and where what they mean is: knowing a name imports nothing."""
+"""Registries of objects by name: a name can be looked up without importing its object."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Registry(Mapping[str, T], Generic[T, E]):
     The first line of a module's docstring is `TITLE: SUMMARY.`, and is read without importing the module.
 
     Args:
-        kind: What the objects are, in error messages.
-        package: Holds their modules.
-        entries: Their registrations by name.
+        kind: What error messages call an object.
+        package: The package of the objects' modules.
+        entries: The registrations of the objects by name.
     """
 
     def __init__(self, kind: str, package: str, entries: Mapping[str, E]) -> None:
@@ -58,18 +58,18 @@ class Registry(Mapping[str, T], Generic[T, E]):
         return len(self.entries)
 
     def title(self, name: str) -> str:
-        """What the literature calls it, as in `OGM-GE`."""
+        """The object's name in the literature, as in `OGM-GE`."""
         return self._headline(name)[0]
 
     def summary(self, name: str) -> str:
-        """What it is, in a few words that go on after the title; without a full stop."""
+        """What the object is, in a few words to follow the title, without a full stop."""
         return self._headline(name)[1]
 
     def check(self, name: str) -> None:
         """Refuses an unknown name.
 
         Raises:
-            InputError: There is no such name; the message has the nearest one, and all.
+            InputError: There is no such name; the message has the nearest name and all names.
         """
         if name not in self:
             raise unknown(self._kind, name, self)
@@ -83,7 +83,7 @@ class Registry(Mapping[str, T], Generic[T, E]):
 
 
 def unknown(kind: str, name: str, names: Iterable[str]) -> InputError:
-    """The error for a name that nothing of a kind has; it has the nearest name, and all."""
+    """The error for an unknown name of a kind, with the nearest name and all names."""
     names = list(names)
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]!r}? All: " if close else "choose one of "

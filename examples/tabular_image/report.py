@@ -48,11 +48,11 @@ def report(
     """Writes results, predictions and pictures into the run folder, and prints the test figures.
 
     The results are written after the tables, so that a run that has results is complete. A picture that cannot be drawn
-    is told and left out.
+    is reported and left out.
 
     Args:
         folder: the run folder.
-        options: of the run.
+        options: the options of the run.
         data: class names and ids.
         method: with the weights of the best epoch.
         outputs: collated outputs of `Method.predict_step` for "val", "test" and "without_table".
@@ -126,7 +126,7 @@ def report(
 
 
 def summary(results: Mapping[str, Any]) -> str:
-    """The test figures as a table with a line a prediction, and a line where another fusion was better in validation.
+    """The test figures, a line for each prediction. A last line names a fusion that was better in validation.
 
     Args:
         results: as in `results.json`.
@@ -161,7 +161,7 @@ def final_lines(results: Mapping[str, Any]) -> dict[str, Mapping[str, float | No
 
 
 def device_name(device: torch.device) -> str:
-    """What a device is called."""
+    """The name of a device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if sys.platform == "linux":
@@ -188,7 +188,7 @@ def _measure_fusions(method: Method, outputs: dict[str, dict[str, Any]]) -> dict
 def _tabulate(
     data: TabularImageData, task: Task, predictions: dict[str, Tensor], target: Tensor, rows: Tensor
 ) -> pd.DataFrame:
-    """One line a test row: its id, its target, what each prediction says, and how sure the first is."""
+    """One line for each test row: id, target, the answer of each prediction, and how sure the first prediction is."""
     ids = data.samples.ids
     main, outputs = next(iter(predictions.items()))
     columns = {ids.name or "id": ids.iloc[rows.numpy()].to_numpy(), "target": task.truth(target)}
@@ -240,7 +240,7 @@ def confused(predicted: Tensor, target: Tensor) -> list[tuple[int, int, int]]:
 
 
 def confusion_picture(predicted: Tensor, target: Tensor, classes: Sequence[str]) -> Figure:
-    """The confusion matrix of named classes; of more classes than a matrix can name, the most confused pairs.
+    """The confusion matrix of named classes, or the most confused pairs where the classes are too many for a matrix.
 
     Args:
         predicted: long (N,).
@@ -309,7 +309,7 @@ def predicted_picture(task: Task, outputs: Tensor, target: Tensor) -> Figure:
 
 
 def words(figure: str) -> str:
-    """What a measure is called."""
+    """The name of a measure for readers."""
     return {"r2": "R²", "rmse": "RMSE", "mae": "MAE", "auroc": "AUROC"}.get(figure, figure.replace("_", " "))
 
 
@@ -323,12 +323,12 @@ def conflict_picture(monitor: ConflictMonitor) -> Figure:
 
 
 def _draw(build: Callable[[], Figure], path: Path, *, mathematics: bool = True) -> None:
-    """Builds and saves a picture; without mathematics a `$` is a letter, as in the names of classes."""
+    """Builds and saves a picture. Without mathematics `$` is a plain letter, as in the names of classes."""
     try:
         with warnings.catch_warnings(), styled(), matplotlib.rc_context({"text.parse_math": mathematics}):
-            warnings.simplefilter("ignore")  # such as letters that the font lacks, drawn as boxes
+            warnings.simplefilter("ignore")  # such as warnings of letters that the font lacks, drawn as boxes
             figure = build()
             with writing(path) as temporary:
                 figure.savefig(temporary, dpi=120)
     except Exception as error:
-        print(f"no {path.name}: {reason(error)}")
+        print(f"could not make {path.name}: {reason(error)}")

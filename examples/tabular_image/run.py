@@ -33,7 +33,7 @@ from .tasks import TASKS
 DATA = "data.json"  # the identity of a run's data
 _OTHER_OUT = "give another --out"
 
-# What the readers of data sets are told.
+# The options that the readers of data sets get.
 SAMPLE_OPTIONS = (
     *("task", "path", "image_column", "target_column", "numeric", "categorical", "split_column", "group_column"),
     *("image_root", "separator", "encoding", "table"),
@@ -44,24 +44,24 @@ def run(options: Options, samples: Samples | None = None, *, command: str | None
     """Trains, tests and reports.
 
     Args:
-        options: of the run.
-        samples: the data set, where it was read before; None reads it.
-        command: the command line that starts the run, for its records; a resumed run keeps its first one.
+        options: the options of the run.
+        samples: the data set, if already read; None reads the data set.
+        command: the command line that starts the run, for the records; a resumed run keeps its first command.
 
     Raises:
-        InputError: the options, the data, the run folder or its disk do not allow the run, or its loss diverges.
+        InputError: the options, the data, the run folder or the disk do not allow the run, or the loss diverges.
     """
     folder = options.folder
     if not METHODS[options.method].several_processes and (options.devices > 1 or nodes() > 1):
         able = ", ".join(name for name, method in METHODS.items() if method.several_processes)
         raise InputError(
             f"--method {options.method} looks at whole batches and trains in one process; use --devices 1, or one of "
-            f"{able}"
+            f"the methods {able}"
         )
     if options.table_encoder != "mlp" and "table" not in METHODS[options.method].modalities:
         raise InputError(
-            f"--method {options.method} has no use for --table_encoder {options.table_encoder}; leave it out, or take "
-            "another --method"
+            f"--method {options.method} has no use for --table_encoder {options.table_encoder}; leave out "
+            "--table_encoder, or choose another --method"
         )
     if is_first():
         refuse_folder(options)
@@ -93,16 +93,16 @@ def run(options: Options, samples: Samples | None = None, *, command: str | None
         trainer.fit(method, datamodule=data, ckpt_path=start)
         outputs = test(trainer, method, data, folder / f"{BEST}.ckpt")
     except BaseException as error:
-        if launched := getattr(trainer.strategy.launcher, "procs", None):  # they would wait for this process
+        if launched := getattr(trainer.strategy.launcher, "procs", None):  # the others would wait for this process
             for process in launched:
                 process.kill()
         if isinstance(error, ImageError) and error.row is not None:
-            _remember(folder, now.without_picture(error.row))  # it may be restored before the run goes on
-        if isinstance(error, (RuntimeError, ValueError)) and not method.finite:  # what a library made of such numbers
+            _remember(folder, now.without_picture(error.row))  # the user may restore it before the run goes on
+        if isinstance(error, (RuntimeError, ValueError)) and not method.finite:  # a library's error at such numbers
             raise method.diverged(f"weights are no longer finite in epoch {method.current_epoch}") from error
         if _out_of_memory(error):
             raise InputError(
-                f"the memory of {device} does not suffice ({reason(error)}); start again with a smaller --batch_size, "
+                f"{device} has too little memory ({reason(error)}); start again with a smaller --batch_size, "
                 "--image_size or --image_encoder"
             ) from error
         raise
@@ -114,7 +114,7 @@ def run(options: Options, samples: Samples | None = None, *, command: str | None
 
 
 def refuse_folder(options: Options) -> None:
-    """Looks whether the run can have its folder, before anything is read.
+    """Refuses a folder that the run cannot use, before anything is read.
 
     Raises:
         InputError: The folder holds another run, is a file, or cannot be made.
@@ -131,10 +131,10 @@ def refuse_folder(options: Options) -> None:
 
 
 def refuse_other_task(options: Options, samples: Samples) -> None:
-    """Looks whether the method can learn the task of the data, and select by what it is to select by.
+    """Refuses a task that the method cannot learn, and a selection that the task does not have.
 
     Raises:
-        InputError: It cannot.
+        InputError: The method is not for the task of the data, or `--select` is not.
     """
     if samples.task not in METHODS[options.method].tasks:
         able = ", ".join(name for name, method in METHODS.items() if samples.task in method.tasks)
@@ -144,22 +144,22 @@ def refuse_other_task(options: Options, samples: Samples) -> None:
     selections = TASKS[samples.task].selections
     if options.select not in (None, *selections):
         raise InputError(
-            f"--select {options.select} is for classes, and the task is {samples.task}; leave it out, or give "
+            f"--select {options.select} is for classes, and the task is {samples.task}; leave out --select, or choose "
             f"{' or '.join(selections)}"
         )
 
 
 def refuse_other_data(options: Options, now: Identity) -> None:
-    """Compares the data with those that a run was started with.
+    """Compares the data with the data that a run was started with.
 
     Raises:
-        InputError: They are others; the message says what is different.
+        InputError: The data have changed; the message says what is different.
     """
     stored = options.folder / DATA
     if not stored.is_file():
         return
     remedy = (
-        "restore it, or remove it if the data are those that the run was started with, and go on with "
+        "restore the file, or remove the file if the data have not changed since the run was started, and go on with "
         f"{resume_command(options.folder)}"
     )
     with border("read", stored, remedy):
@@ -167,8 +167,8 @@ def refuse_other_data(options: Options, now: Identity) -> None:
         difference = before.difference(now, repaired=not options.skip_corrupt)
     if difference:
         raise InputError(
-            f"the data are not those that the run in {options.folder} was started with: {difference}; restore them to "
-            "resume the run, or start a new one with another --out"
+            f"the data have changed since the run in {options.folder} was started: {difference}; restore the data to "
+            "resume the run, or start a new run with another --out"
         )
 
 
@@ -178,7 +178,7 @@ def _remember(folder: Path, now: Identity) -> None:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the machine is out of memory; torch has an exception of its own for devices alone."""
+    """Whether a device or the machine is out of memory. torch has an exception of its own only for devices."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
@@ -189,7 +189,7 @@ def read_samples(options: Options) -> Samples:
 
 
 def build_data(options: Options, samples: Samples) -> TabularImageData:
-    """The data module, and what it decided by itself printed."""
+    """The data module. Prints what the module and the reader decided by themselves."""
     data = TabularImageData(
         samples,
         batch_size=options.batch_size,
@@ -236,7 +236,7 @@ def build_trainer(options: Options, method: Method) -> L.Trainer:
             num_nodes=nodes(),
             # A turn leaves the other modality's encoder without a gradient.
             strategy=DDPStrategy(find_unused_parameters=True) if options.devices * nodes() > 1 else "auto",
-            use_distributed_sampler=False,  # training rows are shared out by our sampler, the others seen by everyone
+            use_distributed_sampler=False,  # our sampler shares out the training rows; every process sees all others
             precision=options.precision,
             max_epochs=method.total_epochs,
             callbacks=callbacks(
@@ -249,19 +249,22 @@ def build_trainer(options: Options, method: Method) -> L.Trainer:
             ),
             plugins=WholeCheckpoints(),
             enable_progress_bar=bar,
-            logger=False,  # `run` adds those of the first process
+            logger=False,  # `run` adds the loggers of the first process
             log_every_n_steps=1,  # a logger gets the means of epochs, however short they are
             default_root_dir=options.folder,
             num_sanity_val_steps=0,
             enable_model_summary=False,
         )
     except MisconfigurationException as error:
-        raise InputError(f"--accelerator {accelerator} --precision {options.precision}: {error}") from error
+        raise InputError(
+            f"cannot train with --accelerator {accelerator} and --precision {options.precision} ({reason(error)}); "
+            "choose others"
+        ) from error
 
 
 def test(trainer: L.Trainer, method: Method, data: TabularImageData, best: Path) -> dict[str, dict[str, Any]]:
-    """Outputs of the best epoch on the validation and test rows, and on test rows whose tables are absent (zeros)."""
-    # The weights alone: the Trainer would set table and monitor back to that epoch too.
+    """Outputs of the best epoch on the validation and test rows, and on the test rows without their tables (zeros)."""
+    # Only the weights: the Trainer would also set the table of epochs and the monitor back to that epoch.
     load_weights(method, best)
     loaders = {
         "val": data.val_dataloader(),

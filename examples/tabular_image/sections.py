@@ -1,4 +1,4 @@
-"""Sections of the page of a run: what each shows of the predictions, by task."""
+"""The sections of the page of a run that show the predictions, by task."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .tasks import Task
 
 MATRIX = 40  # classes whose confusion matrix still fits into a page
 MISTAKES = 12
-_PAIRS, _FEWER_PAIRS = 20, 5  # without and with a matrix
+_PAIRS, _FEWER_PAIRS = 20, 5  # pairs without and with a matrix
 _BINS = 10  # of the confidence
 _DPI = 144  # of figures
 _SIDE = 112  # pixels of a row's picture
@@ -72,7 +72,7 @@ class Matrix:
 
     Attributes:
         names: The classes.
-        rows: A pair for each cell, of a row for each true class: the count, and the share of the true class.
+        rows: A row for each true class, with a pair for each cell: the count, and the share of the true class.
     """
 
     names: Sequence[str]
@@ -84,9 +84,9 @@ class Card:
     """One row of the data set.
 
     Attributes:
-        name: Its id.
-        facts: What there is to say, as pairs of a word and a value.
-        picture: None where it cannot be read.
+        name: The id of the row.
+        facts: What the card says, as pairs of a word and a value.
+        picture: The picture of the row; None where the picture cannot be read.
     """
 
     name: str
@@ -123,7 +123,7 @@ Build = partial[Section | None]
 def classification_sections(
     samples: Samples, classes: Sequence[str], rows: Tensor, logits: Tensor, target: Tensor
 ) -> list[Build]:
-    """What there is to see of predicted classes.
+    """The sections about predicted classes.
 
     Args:
         samples: The data set.
@@ -140,7 +140,7 @@ def classification_sections(
 
 
 def task_sections(task: Task, samples: Samples, rows: Tensor, outputs: Tensor, target: Tensor) -> list[Build]:
-    """What there is to see of a prediction; the last section shows single rows.
+    """The sections about a prediction; the last section shows single rows.
 
     Args:
         task: What is predicted.
@@ -168,7 +168,7 @@ def confusion(classes: Sequence[str], logits: Tensor, target: Tensor) -> Section
     predicted, sizes = logits.argmax(dim=1), target.bincount(minlength=len(classes))
     text = [
         f"{(predicted != target).sum():,} of {len(target):,} test rows are predicted wrongly. The largest class has "
-        f"{sizes.max() / len(target):.1%} of the test rows: so many would be right if it were always named."
+        f"{sizes.max() / len(target):.1%} of the test rows: this share is right if every row gets that class."
     ]
     matrix = None
     if len(classes) <= MATRIX:
@@ -177,7 +177,7 @@ def confusion(classes: Sequence[str], logits: Tensor, target: Tensor) -> Section
         cells = [list(zip(*line, strict=True)) for line in zip(counts.tolist(), shares.tolist(), strict=True)]
         matrix = Matrix(classes, cells)
         text.append(
-            "A line of the matrix is a true class, a column a predicted one. The shade is the share of the line."
+            "A line of the matrix is a true class, a column a predicted class. The shade is the share of the line."
         )
     pairs = [
         (classes[true], classes[other], count, f"{count / sizes[true]:.1%}")
@@ -189,7 +189,7 @@ def confusion(classes: Sequence[str], logits: Tensor, target: Tensor) -> Section
 
 
 def calibration(logits: Tensor, target: Tensor) -> Section:
-    """Whether predictions of some confidence are right as often as that."""
+    """Whether predictions are right as often as their confidence says."""
     probabilities = logits.softmax(dim=1)
     confidence, right = probabilities.amax(dim=1), logits.argmax(dim=1) == target
     error = multiclass_calibration_error(probabilities, target, logits.shape[1], n_bins=_BINS)
@@ -205,9 +205,9 @@ def calibration(logits: Tensor, target: Tensor) -> Section:
     histogram.set(xlabel="probability of the predicted class", ylabel="rows")
     text = (
         f"The probability of the predicted class is off by {100 * error:.1f} percentage points on average (expected "
-        f"calibration error, {_BINS} bins). Its mean is {mean:.1%}, and {share:.1%} of the predictions are right: on "
-        f"average they are {'over' if mean > share else 'under'}-confident by {100 * (mean - share).abs():.1f} points. "
-        "Points below the diagonal are over-confident."
+        f"calibration error, {_BINS} bins). The mean probability is {mean:.1%}, and {share:.1%} of the predictions are "
+        f"right: on average the predictions are {'over' if mean > share else 'under'}-confident by "
+        f"{100 * (mean - share).abs():.1f} points. Points below the diagonal are over-confident."
     )
     alt = "Reliability diagram: share of right predictions by the probability of the predicted class."
     return Section("Calibration", [text], pictures=[as_picture(figure, alt)])
@@ -232,12 +232,12 @@ def confident_mistakes(
         )
         for place in worst
     ]
-    text = f"The {len(worst)} wrong predictions of the highest probability, of {len(wrong):,}."
+    text = f"Of {len(wrong):,} wrong predictions, the {len(worst)} of the highest probability."
     return Section("Confident mistakes", [text], cards=cards)
 
 
 def single_labels(task: Task, outputs: Tensor, target: Tensor) -> Section:
-    """How well each label is told, the frequent ones first."""
+    """How well each label is predicted, frequent labels first."""
     probabilities, labels = outputs.sigmoid(), target.long()
     precision = multilabel_average_precision(probabilities, labels, outputs.shape[1], average="none")
     score = multilabel_f1_score(probabilities, labels, outputs.shape[1], average="none")
@@ -278,7 +278,7 @@ def confident_label_mistakes(task: Task, samples: Samples, rows: Tensor, outputs
 
 
 def predicted_and_true(task: Task, outputs: Tensor, target: Tensor) -> Section:
-    """Predicted beside true numbers, and how often the interval holds the true one."""
+    """Predicted beside true numbers, and how often the interval holds the true number."""
     true, ends = task.truth(target), task.confidence(outputs)
     inside = ((true >= ends["low"]) & (true <= ends["high"])).mean()
     text = (
@@ -306,7 +306,7 @@ def largest_misses(task: Task, samples: Samples, rows: Tensor, outputs: Tensor, 
         )
         for place in worst
     ]
-    text = f"The {len(worst)} predictions that are furthest from the true value, of {len(target):,}."
+    text = f"Of {len(target):,} predictions, the {len(worst)} that are furthest from the true value."
     return Section("Largest misses", [text], cards=cards)
 
 
@@ -327,7 +327,7 @@ def _picture(png: BytesIO, alt: str) -> Picture:
 
 
 def _card(samples: Samples, row: int, *facts: tuple[str, str]) -> Card:
-    """A row of the data set with its picture, as far as the picture can be read by now."""
+    """A row of the data set, with its picture if the picture can still be read."""
     name, file = f"{samples.ids.name or 'row'} {samples.ids.iloc[row]}", BytesIO()
     try:
         square_image(samples, row, _SIDE).save(file, "png")

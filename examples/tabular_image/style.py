@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import matplotlib.style
 from cycler import cycler
 
-WIDTH = 7.4  # inches: where a page is 740 pixels wide, a point of type is 1.4 pixels high
-DPI = 160  # of files: a page of 1,184 pixels, for screens of high density
+WIDTH = 7.4  # inches: on a page 740 pixels wide, a point of type is 1.4 pixels high
+DPI = 160  # of files: 1,184 pixels for the width of a page, for screens of high density
 # The colours of Okabe and Ito, which the common kinds of colour-blindness keep apart.
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 COLOURS = {"fused": "black", "image": BLUE, "table": VERMILLION, "joint": GREEN}
@@ -40,11 +40,11 @@ _FEW = 40  # epochs
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Draws in this look, whatever the user's own settings of matplotlib are; also a decorator."""
+    """Draws in this look, whatever the user's own settings of matplotlib are. Works as a decorator too."""
     with matplotlib.style.context(STYLE, after_reset=True):
         yield
 
 
 def marker(points: int) -> str:
-    """The marker of a curve: few points are shown one by one."""
+    """The marker of a curve: only curves of few points mark each point."""
     return "o" if points <= _FEW else ""

@@ -142,14 +142,14 @@ def test_a_config_that_is_none(content, words, arguments, tmp_path, capsys):
     [
         ("config.yaml", lambda path: path.write_bytes(b"\xff"), ["config.yaml", "restore it"]),
         ("config.yaml", lambda path: path.write_text("epochs: ["), ["config.yaml", "restore it"]),
-        ("data.json", cut, ["data.json", "restore it, or remove it"]),
-        ("data.json", lambda path: path.write_text("[]"), ["data.json", "restore it, or remove it"]),
-        ("data.json", lambda path: path.write_text('{"digest": 1}'), ["data.json", "restore it, or remove it"]),
-        ("data.json", lambda path: path.write_bytes(b"\xff\xfe"), ["data.json", "restore it, or remove it"]),
+        ("data.json", cut, ["data.json", "restore the file, or remove"]),
+        ("data.json", lambda path: path.write_text("[]"), ["data.json", "restore the file, or remove"]),
+        ("data.json", lambda path: path.write_text('{"digest": 1}'), ["data.json", "restore the file, or remove"]),
+        ("data.json", lambda path: path.write_bytes(b"\xff\xfe"), ["data.json", "restore the file, or remove"]),
         ("best.ckpt", cut, ["best.ckpt", "remove best.ckpt and last.ckpt"]),
         ("best.ckpt", flip, ["best.ckpt", "damaged", "remove best.ckpt and last.ckpt"]),
         ("best.ckpt", Path.unlink, ["best.ckpt", "No such file", "remove best.ckpt and last.ckpt"]),
-        ("best.ckpt", lambda path: torch.save({}, path), ["best.ckpt", "no checkpoint of a run"]),
+        ("best.ckpt", lambda path: torch.save({}, path), ["best.ckpt", "not a checkpoint of a run"]),
         ("best.ckpt", lambda path: path.write_text("x"), ["best.ckpt", "remove best.ckpt and last.ckpt"]),
         ("best.ckpt", replace_by_folder, ["best.ckpt", "remove best.ckpt and last.ckpt"]),
     ],
@@ -254,7 +254,7 @@ def test_any_class_name_can_be_drawn(table, arguments, tmp_path, capsys):
     frame.to_csv(tmp_path / "named.csv", index=False)
     out = tmp_path / "run"
     assert train.main(arguments(out, path=tmp_path / "named.csv", image_root=table.parent)) == 0
-    assert "no confusion.png" not in capsys.readouterr().out
+    assert "could not make confusion.png" not in capsys.readouterr().out
     assert sorted(path.name for path in out.glob("*.png")) == ["conflict.png", "confusion.png", "curves.png"]
     assert set(pd.read_csv(out / "predictions.csv")["target"]) <= set(NAMES.values())
 
@@ -263,7 +263,7 @@ def test_a_picture_that_cannot_be_drawn_costs_a_sentence(arguments, run, finishe
     (run / "curves.png").mkdir()
     assert resume(run, "--pictures", "true") == 0
     printed = capsys.readouterr().out
-    assert "\nno curves.png: " in printed
+    assert "\ncould not make curves.png: " in printed
     assert (run / "confusion.png").is_file()
     assert_same_run(finished, run)
 
@@ -485,5 +485,5 @@ def test_ctrl_c_while_the_run_is_starting(library, arguments, tmp_path):
         assert error.endswith(f"go on with {RESUME.format(tmp_path / 'run')}\n")
         assert resume(tmp_path / "run") == 0
     else:
-        assert error == "interrupted before the training; the same command starts again\n"
+        assert error == "interrupted before the training; run the same command to start again\n"
         assert not (tmp_path / "run").exists()

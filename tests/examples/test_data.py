@@ -115,7 +115,7 @@ def test_class_of_two_rows_always_trains():
     ("changes", "words"),
     [
         ({"target": pd.Series(["a"] * 59 + ["b"])}, ["'b'", "single sample", "made, id 59", "remove the row"]),
-        ({"target": pd.Series(["a"] * 60)}, ["same target", "two classes"]),
+        ({"target": pd.Series(["a"] * 60)}, ["same target", "add rows of another class"]),
         ({"split": pd.Series(["train"] * 59 + ["dev set"])}, ["made, id 59", "'dev set'", "'train', 'val' or 'test'"]),
         ({"split": pd.Series(["train"] * 60)}, ["test split is empty", "mark some rows 'test'"]),
         ({"split": pd.Series(["val"] * 30 + ["test"] * 30)}, ["train split is empty"]),
@@ -411,7 +411,7 @@ def test_missing_image_names_file_row_and_remedy(pictures: Samples, tmp_path: Pa
     (tmp_path / "9.png").unlink()
     (tmp_path / "11.png").unlink()
     with pytest.raises(
-        InputError, match=r"made, id 9: image .*9\.png does not exist, as are 1 more.*--skip_corrupt true"
+        InputError, match=r"made, id 9: image .*9\.png does not exist \(and 1 more rows .*--skip_corrupt true"
     ):
         TabularImageData(pictures, workers=0)
 
@@ -502,7 +502,7 @@ def test_a_training_batch_without_images_ends_the_run_even_when_skipping(picture
     data = TabularImageData(pictures, workers=0, cache=0, skip_corrupt=True)
     for row in data.splits["train"][1:]:
         halve(tmp_path / f"{row}.png")
-    with pytest.raises(ImageError, match="nearly all images of a training batch"):
+    with pytest.raises(ImageError, match="hardly any image of this training batch"):
         list(data.train_dataloader())
 
 
@@ -598,7 +598,7 @@ def test_digits_show_one_half_and_measure_the_other():
         ("houses", None, {}, ["--data_root"]),
         ("houses", "nowhere", {}, ["houses does not exist"]),
         ("digits", None, {"table": "shape"}, ["no option 'table'"]),
-        ("csv", None, {"path": "x.csv"}, ["needs the option 'image_column'"]),
+        ("csv", None, {"path": "x.csv"}, ["needs the option 'image_column'; give --image_column"]),
     ],
 )
 def test_load_says_what_is_wrong(name: str, root: str | None, options: dict[str, str], words: list[str]):
@@ -687,7 +687,7 @@ def test_csv_images_may_start_elsewhere(tmp_path: Path, table: pd.DataFrame):
     table["picture"] = [f"{row}.png" for row in range(20)]
     with pytest.raises(InputError) as caught:
         read_csv(tmp_path, table)
-    for word in ("own.csv, line 2", "0.png (column 'picture') does not exist", "any of 20 images", "image_root"):
+    for word in ("own.csv, line 2", "0.png (column 'picture') does not exist", "no image of the 20 rows", "image_root"):
         assert word in str(caught.value)
     assert len(read_csv(tmp_path, table, image_root=tmp_path / "pictures")) == 20
 
@@ -697,7 +697,7 @@ def test_csv_images_may_start_elsewhere(tmp_path: Path, table: pd.DataFrame):
     [
         ({"target_column": "diagnose"}, ["no column 'diagnose'", "target_column", "'diagnosis'", "number, picture"]),
         ({"numeric": ["age", "heigth"]}, ["no column 'heigth'", "numeric"]),
-        ({"categorical": ["diagnosis"]}, ["'diagnosis'", "target_column and as categorical", "name it once"]),
+        ({"categorical": ["diagnosis"]}, ["'diagnosis'", "target_column and as categorical", "name the column once"]),
         ({"split_column": "ward"}, ["line 4", "'ward' (split_column) is empty", "5 of 20 rows"]),
     ],
 )
@@ -714,8 +714,8 @@ def test_csv_that_is_none_is_refused(tmp_path: Path):
     for name, content, message in (
         ("empty.csv", b"", "is empty"),
         ("header.csv", b"picture,diagnosis\n", "no rows"),
-        ("ragged.csv", b"a,b\n1,2\n1,2,3\n", r"line 3: 3 cells, where the header has 2"),
-        ("binary.csv", b"\x89PNG\r\n\x1a\n\0\0\0", "is no text"),
+        ("ragged.csv", b"a,b\n1,2\n1,2,3\n", r"line 3: the row has 3 cells and the header has 2"),
+        ("binary.csv", b"\x89PNG\r\n\x1a\n\0\0\0", "is not text"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=message):

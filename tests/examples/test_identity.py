@@ -82,7 +82,7 @@ def test_a_run_is_not_resumed_on_another_table(folder, how, words, capsys):
     capsys.readouterr()
     assert resume(folder) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: the data are not those that the run in ")
+    assert error.startswith("error: the data have changed since the run in ")
     assert [word for word in [*words, str(folder.parent / "run"), "--out"] if word not in error] == []
     assert error.count("\n") == 1
 

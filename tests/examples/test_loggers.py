@@ -169,7 +169,7 @@ def test_a_damaged_log_is_one_sentence(arguments, tmp_path, capsys):
     assert train.main(["--out", str(tmp_path), "--resume", "true"]) == 2
     error = told(capsys)
     assert f"cannot read {tmp_path / 'csv' / 'metrics.csv'}" in error
-    assert "remove it and go on with" in error
+    assert "remove the file and go on with" in error
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_pretrained_weights_of_timm_lie_in_a_folder_or_are_told_to_be_missing(hub: Path):
-    with pytest.raises(InputError, match=f"weights of timm:test_resnet cannot be had .*{hub}.* leave --pretrained out"):
+    with pytest.raises(
+        InputError, match=f"weights of timm:test_resnet cannot be loaded .*{hub}.* leave --pretrained out"
+    ):
         image_encoder("timm:test_resnet", 3, pretrained=True)
     stored = image_encoder("timm:test_resnet", 3).network
     stored.fc = nn.Linear(96, 1000)  # as published
@@ -156,7 +158,7 @@ def test_models_of_timm_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch):
         with pytest.raises(InputError, match=rf"cannot use timm:{name} on pictures of side 8 .*--image_size {usual}"):
             image_encoder(f"timm:{name}", 3, size=8)
     monkeypatch.setitem(sys.modules, "timm", None)  # as where it is not installed
-    with pytest.raises(InputError, match="is of the package timm; pip install timm"):
+    with pytest.raises(InputError, match="needs the package timm; pip install timm"):
         image_encoder("timm:resnet18", 3)
 
 

@@ -154,7 +154,7 @@ def test_a_section_that_fails_costs_a_sentence(arguments, tmp_path, capsys, monk
     assert train.main(arguments(tmp_path / "run", epochs=1)) == 0
     expected = [title for title in TITLES if title != "Learning curves"]
     assert Page(tmp_path / "run" / "report.html").of("h2") == expected
-    assert "\nno section 'learning curves' in report.html: no ink\n" in capsys.readouterr().out
+    assert "\ncould not make section 'learning curves' in report.html: no ink\n" in capsys.readouterr().out
 
 
 def test_a_page_that_cannot_be_written_costs_a_sentence(arguments, tmp_path, capsys):
@@ -162,7 +162,7 @@ def test_a_page_that_cannot_be_written_costs_a_sentence(arguments, tmp_path, cap
     assert train.main(arguments(out, epochs=1, pictures="false")) == 0
     (out / "report.html").mkdir()
     assert train.main(["--out", str(out), "--resume", "true", "--pictures", "true"]) == 0
-    assert "\nno report.html: cannot write " in capsys.readouterr().out
+    assert "\ncould not make report.html: cannot write " in capsys.readouterr().out
 
 
 # Sections.

@@ -178,7 +178,7 @@ def test_a_column_that_is_missing_is_told(run, pets):
     frame, _ = rows_of(run, pets)
     predictor = Predictor.load(run)
     with pytest.raises(
-        InputError, match="pets has no column 'colour', which the model was trained with; add it, empty"
+        InputError, match="pets has no column 'colour', which the model was trained with; add this column, with"
     ):
         predictor.predict(frame.drop(columns="colour"), pets, name="pets")
     with pytest.raises(
@@ -216,14 +216,14 @@ def test_mistakes_are_sentences(run, pets, tmp_path, capsys):
     altered = bytearray((run / "model.pt").read_bytes())
     altered[len(altered) // 2] ^= 1
     broken.write_bytes(altered)
-    assert "in it is damaged" in told("--run", broken, *table)
+    assert "of the file is damaged" in told("--run", broken, *table)
     content = torch.load(run / "model.pt", weights_only=True)
     torch.save(content | {"format": 99}, tmp_path / "model.pt")
     assert "has format 99, and this release reads format 1; predict with" in told("--run", tmp_path, *table)
     torch.save({"weights": {}}, tmp_path / "model.pt")
-    assert "it is no model of train.py" in told("--run", tmp_path, *table)
+    assert "the file is not a model of train.py" in told("--run", tmp_path, *table)
     torch.save(content | {"weights": {}}, tmp_path / "model.pt")
-    assert f"it was written with gaal_surgery {version('gaal_surgery')}, torch" in told("--run", tmp_path, *table)
+    assert f"that wrote the file (gaal_surgery {version('gaal_surgery')}, torch" in told("--run", tmp_path, *table)
     assert "nowhere.csv does not exist" in told("--run", run, "--path", tmp_path / "nowhere.csv")
 
 

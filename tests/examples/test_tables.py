@@ -113,8 +113,8 @@ def test_excel_and_parquet_are_read_as_text(tmp_path: Path):
         ("own.csv", b"kind,size\nant,1\nbee,2,3\n", ["line 3", "3 cells", "header has 2", "quote"]),
         ("own.csv", b"kind,size,age\nant,1,3\nbee,2\n", ["line 3", "2 cells", "header has 3", "fill in"]),
         ("own.csv", b'kind,size\nant,"1\nbee,2\ncat,3\n', ["line 2", "quotation mark", "never closed"]),
-        ("own.csv", b"\x89PNG\r\n\x1a\n\0\0\0\r", ["is no text", "save it as CSV"]),
-        ("own.csv.gz", b"kind,size\nant,1\n", ["is no gzip file", "rename it"]),
+        ("own.csv", b"\x89PNG\r\n\x1a\n\0\0\0\r", ["is not text", "save the table as CSV"]),
+        ("own.csv.gz", b"kind,size\nant,1\n", ["is not a gzip file", "rename the file"]),
         (
             "own.csv.gz",
             gzip.compress(b"kind,size\nant,1\n" * 99, mtime=0)[:-20],
@@ -140,9 +140,9 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, name: str, content:
 def test_a_separator_and_an_encoding_that_are_named_are_taken(tmp_path: Path):
     (tmp_path / "own.csv").write_bytes("kind^size\nžák^1\n".encode("cp1250"))
     assert read_table(tmp_path / "own.csv", "^", "cp1250").frame.to_numpy().tolist() == [["žák", "1"]]
-    with pytest.raises(InputError, match="name its --encoding"):
+    with pytest.raises(InputError, match="give the --encoding of the file"):
         read_table(tmp_path / "own.csv", "^", "utf-8")
-    with pytest.raises(InputError, match="name its --encoding"):
+    with pytest.raises(InputError, match="give the --encoding of the file"):
         read_table(tmp_path / "own.csv", "^", "klingon")
 
 

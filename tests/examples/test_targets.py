@@ -60,7 +60,7 @@ def test_several_columns_are_labels():
         "column 1: red": [1, 0, 0],
         "column 2": [1, 0, 1],
     }
-    with pytest.raises(InputError, match="--task regression has one target column, not 2; give --task multilabel"):
+    with pytest.raises(InputError, match="--task regression takes one target column, not 2; give --task multilabel"):
         read([1, 2], [3, 4], task="regression")
 
 

@@ -20,10 +20,10 @@ class Entry(registry.Entry):
     """The registration of a data set.
 
     Attributes:
-        origin: where its files are from: a package has them; they lie as their publisher offers them; they are yours;
-            or `prepare.py` makes them from published archives.
+        origin: where the files come from: a package holds the files, the publisher offers them in the layout that is
+            read, they are yours, or `prepare.py` makes them from published archives.
         size: rows and classes.
-        page: of the publisher.
+        page: the publisher's page.
     """
 
     origin: Origin
@@ -65,11 +65,11 @@ def load(name: str, data_root: Path | str | None = None, **options: Any) -> Samp
 
     Args:
         name: A key of `DATASETS`.
-        data_root: The folder that holds one folder a set: `leaves100`, `houses`, `fashion` or `fashion_small`.
-        options: Arguments of the reader; those that are None or empty text count as not given.
+        data_root: The folder that holds a folder NAME or NAME_small for each set, such as `houses` or `fashion_small`.
+        options: Arguments of the reader. None and empty text count as left out.
 
     Raises:
-        InputError: An unknown set or option, a missing option or folder, or what the reader finds.
+        InputError: The set or an option is unknown, an option or the folder is missing, or the reader finds an error.
     """
     DATASETS.check(name)
     reader = DATASETS[name]
@@ -79,12 +79,12 @@ def load(name: str, data_root: Path | str | None = None, **options: Any) -> Samp
         raise InputError(f"the data set {name} is for classification; leave --task out")
     for option in arguments:
         if option not in parameters:
-            raise InputError(f"the data set {name} has no option {option!r}; leave it out")
+            raise InputError(f"the data set {name} has no option {option!r}; leave this option out")
     if "root" in parameters:
         arguments["root"] = _folder(name, data_root)
     for option, parameter in parameters.items():
         if parameter.default is parameter.empty and option not in arguments:
-            raise InputError(f"the data set {name} needs the option {option!r}")
+            raise InputError(f"the data set {name} needs the option {option!r}; give --{option}")
     return reader(**arguments)
 
 

@@ -21,8 +21,8 @@ def celeba(root: Path) -> Samples:
     rows, the names of the attributes, then a file and 40 times 1 or -1 in each row; `list_eval_partition.txt`: a file
     and 0, 1 or 2 for training, validation or test (162,770 / 19,867 / 19,962), which is the one protocol.
 
-    The two lists are compared with the MD5 sums that torchvision publishes. Its dataset class is not used: it wants
-    four more lists, and holds all of them as Python objects while it reads.
+    The two lists are compared with the MD5 sums that torchvision publishes. torchvision's dataset class is not used:
+    the class needs four more lists, and holds all lists as Python objects while reading.
 
     The reference configuration has images of 225 pixels: `--image_size 225`.
 
@@ -30,7 +30,7 @@ def celeba(root: Path) -> Samples:
         root: The folder of the set.
 
     Raises:
-        InputError: The set is not prepared, or a list is not the published one.
+        InputError: The set is not prepared, or a list differs from the published list.
     """
     require("celeba", root, "img_align_celeba")
     attributes = pd.read_csv(_checked(root, "list_attr_celeba.txt"), sep=r"\s+", skiprows=1)

@@ -18,7 +18,7 @@ NO_VALUE = {
     *("na", "n/a", "n.a.", "nan", "none", "null", "nil", "missing", "unknown", "unk", "not available", "undefined"),
     *("?", "-", "--", ".", "..", "#n/a", "#na", "<na>", "#value!", "#div/0!", "#num!", "inconnu", "unbekannt", "nd"),
 }
-FEW = 0.05  # share of a column's cells that may be no number, or no date, where the others are
+FEW = 0.05  # a column of numbers or dates may hold other text in this share of its cells
 _SIGNS = str.maketrans({"\u2212": "-", "\u00a0": " ", "\u202f": " ", "\u2009": " ", "\u2019": "'"})
 _CELL = re.compile(
     r"(?P<currency>[$€£¥]?)\s*(?P<digits>[+-]?[\d.,][\d., ']*?(?:[eE][+-]?\d+)?)\s*(?P<unit>[^\d\s.,'_+-]\D{0,7}[23]?)?"
@@ -29,7 +29,7 @@ _IDENTIFIER = re.compile(r"(^|.*[\W_])(?i:id|index|idx|uuid|guid)|.*[a-z]I[dD]")
 
 
 def _convention(decimal: str, thousands: str) -> re.Pattern[str]:
-    """Numbers with this decimal sign, and groups of three digits parted by the other sign, a blank or an apostrophe."""
+    """Matches numbers with this decimal sign; the other sign, a blank or an apostrophe may separate the thousands."""
     groups = rf"[1-9]\d{{0,2}}(?:(?P<sign>[{thousands} '])\d{{3}})(?:(?P=sign)\d{{3}})*"
     return re.compile(rf"[+-]?(?:{groups}|\d+|(?=[{decimal}]))(?:[{decimal}]\d*)?(?:[eE][+-]?\d+)?")
 
@@ -40,14 +40,14 @@ _CONVENTIONS = {".": (_convention(".", ","), ","), ",": (_convention(",", "."), 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table, and what it was taken for.
+    """A column of the table, and what the column is used as.
 
     Attributes:
-        kind: What it is used as.
+        kind: What the column is used as.
         why: The reason, in words.
         values: Floats, datetimes or text, (N,); missing values are NaN, NaT and None.
-        odd: Text that is no number or no date where nearly all cells are, by row; it counts as missing.
-        reading: How the text was read: what `reread` takes.
+        odd: Other text in a column of numbers or dates, by row. These cells count as missing.
+        reading: How the text was read, for `reread`.
     """
 
     kind: Kind
@@ -60,14 +60,15 @@ class Column:
 def infer(cells: pd.Series, target: pd.Series, separator: str) -> Column:
     """Decides what a column is.
 
-    A column is left out where it is empty or has one value, where its values are all different texts, and where it
-    numbers the rows: integers that are all different and follow the order of the rows or the classes, or bear the name
-    of an identifier. Numbers with a leading zero are codes, and codes are categories.
+    A column is left out in three cases. The first is an empty column, or a column of one value. The second is a column
+    with different texts in more than half of the rows. The third is an identifier: integers that are all different, and
+    follow the order of the rows or of the classes, or are named like an identifier. Numbers with a leading zero are
+    codes, and codes are categories.
 
     Args:
-        cells: Text, (N,), "" where it is missing.
+        cells: Text, (N,), "" where a cell is missing.
         target: The class of each row, (N,).
-        separator: Between the cells of the file: beside semicolons an ambiguous comma is a decimal sign.
+        separator: The sign between the cells of the file. Beside semicolons an ambiguous comma is a decimal sign.
     """
     filled = cells[cells != ""]
     if filled.empty:
@@ -87,19 +88,19 @@ def infer(cells: pd.Series, target: pd.Series, separator: str) -> Column:
 
 
 def category(cells: pd.Series) -> Column:
-    """Text as it is written."""
+    """A column of categories, which are the text as it is written."""
     codes = cells.str.fullmatch(_CODE).any()
     why = f"{cells[cells != ''].nunique()} different " + ("codes with leading zeros" if codes else "texts")
     return Column("category", why, cells.astype(object).where(cells != "", None))
 
 
 def reread(cells: pd.Series, kind: Kind, reading: Mapping[str, str]) -> Column:
-    """Reads more cells of a column as the column was read before.
+    """Reads new cells of a column as the first cells were read.
 
     Args:
-        cells: Text, (N,), "" where it is missing.
+        cells: Text, (N,), "" where a cell is missing.
         kind: What the column is used as.
-        reading: Of the `Column` that was read before. An empty one reads numbers with a decimal point, and dates in
+        reading: The `reading` of the first `Column`. Without a reading, numbers have a decimal point, and dates have
             whatever format fits.
     """
     if kind == "number":
@@ -120,16 +121,16 @@ def numbers(
     decimal: str | None = None,
     unit: str | None = None,
 ) -> Column | None:
-    """Numbers as people write them; None where more than a few cells are something else.
+    """Numbers as people write them; None where more than a few cells hold something else.
 
-    Decimal and thousands signs are those with which more cells are numbers. `1,000` can be read in both ways: as one
-    thousand, or as 1.0 in a file with semicolons between its cells. Percent are shares; currency signs are dropped, as
-    is a unit that all cells have.
+    Point and comma are decimal and thousands sign, or the other way round, whichever makes more cells numbers. `1,000`
+    fits both ways: it is one thousand, or 1.0 in a file with semicolons between the cells. Percentages become shares.
+    Currency signs are dropped. A unit that all cells have is dropped too.
 
     Args:
-        cells: Text, (N,), "" where it is missing.
-        separator: Between the cells of the file.
-        all_of_them: Take the column whatever the share of other text.
+        cells: Text, (N,), "" where a cell is missing.
+        separator: The sign between the cells of the file.
+        all_of_them: Read the column as numbers, however many cells hold other text.
         decimal: The decimal sign, where it is known.
         unit: The unit that cells may have, where it is known.
     """
@@ -170,7 +171,7 @@ def numbers(
 
 
 def _dates(cells: pd.Series) -> Column | None:
-    """Dates, with or without a time, in the one format that fits most cells; None where more than a few do not fit."""
+    """Dates, with or without a time, in the format that fits most cells; None where more than a few cells misfit."""
     filled = cells[(cells != "") & ~cells.str.lower().isin(NO_VALUE)]
     unique = pd.Series(filled.unique(), dtype=str)
     if not unique.str.contains(r"\d.*\d").mean() >= 1 - FEW:
@@ -197,7 +198,7 @@ def _format(sample: pd.Series) -> str | None:
 
 
 def _numbers_the_rows(name: str, values: pd.Series, target: pd.Series) -> str:
-    """Why a column of numbers is an identifier; empty where it is none."""
+    """Why a column of numbers is an identifier; empty for other columns."""
     filled = values.dropna()
     if len(filled) < 5 or not filled.is_unique or not np.isfinite(filled).all() or (filled % 1 != 0).any():
         return ""

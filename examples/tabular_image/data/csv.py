@@ -31,10 +31,10 @@ def csv(
     encoding: str = "",
     task: str = "",
 ) -> Samples:
-    """Reads a table with a header, one row a sample: CSV and its kin, Excel or Parquet; see `read_table`.
+    """Reads a table with a header and one row for each sample: CSV and its kin, Excel or Parquet; see `read_table`.
 
-    A list of columns that is given is taken as it is; one that is left out is inferred from the columns nobody named,
-    see `infer`, and `note` says which column was taken as what, and why.
+    A given list of columns is used as given. A list that is left out is inferred from the columns that no option names,
+    see `infer`. The `note` of the result says how each column is used, and why.
 
     Args:
         path: The file.
@@ -46,13 +46,13 @@ def csv(
         split_column: "train", "val" or "test" for each row.
         group_column: Rows with the same value stay in one split (a patient, a product).
         image_root: Where relative paths start; by default the folder of the table.
-        separator: Between the cells of a text file; found where left out.
-        encoding: Of a text file; found where left out.
+        separator: The sign between the cells of a text file; detected where left out.
+        encoding: The encoding of a text file; detected where left out.
         task: "classification", "multilabel" or "regression"; inferred from the target where left out.
 
     Raises:
-        InputError: The file is missing or no table, a named column is unknown or named twice, a row has no target, a
-            numeric column holds text, or image paths do not resolve.
+        InputError: The file is missing or is not a table, a named column is unknown or named twice, a row has no
+            target, a numeric column holds text, or no image exists.
     """
     path = Path(path)
     table = read_table(path, separator, encoding)
@@ -68,7 +68,7 @@ def csv(
         categorical=categorical,
     )
     if not named["target_column"]:
-        raise InputError(f"{path}: no target_column is named; give the column that is to be predicted")
+        raise InputError(f"{path}: no target column is named; give --target_column, the column to predict")
     for option in ("split_column", "group_column"):
         for column in named[option]:
             _refuse_blanks(path, table, column, option)
@@ -116,9 +116,9 @@ def csv(
 def _columns(
     path: Path, table: Table, named: dict[str, list[str]], target: pd.Series, complete: dict[str, bool]
 ) -> dict[str, Column]:
-    """The columns that are named as numeric or categorical, and what those that nobody named were taken for.
+    """The columns that are named as numeric or categorical, and how the columns that no option names are used.
 
-    A kind whose list was given is `complete`: a column of that kind that the list lacks is left out.
+    A kind whose list was given is `complete`: other columns of that kind are left out.
     """
     used = {column: option for option, columns in named.items() for column in columns}
     columns = {}
@@ -146,12 +146,12 @@ def _named(path: Path, columns: pd.Index, **options: Names) -> dict[str, list[st
         for column in names:
             if column not in columns:
                 near = difflib.get_close_matches(column, columns, n=1)
-                hint = f"did you mean {near[0]!r}? " if near else ""
-                raise InputError(
-                    f"{path} has no column {column!r} (given as {option}): {hint}Its columns are {', '.join(columns)}"
-                )
+                hint = f"did you mean {near[0]!r}? All: " if near else "choose one of "
+                raise InputError(f"{path} has no column {column!r} (given as {option}); {hint}{', '.join(columns)}")
             if column in taken:
-                raise InputError(f"column {column!r} is given as {taken[column]} and as {option}; name it once")
+                raise InputError(
+                    f"{path}: column {column!r} is given as {taken[column]} and as {option}; name the column once"
+                )
             taken[column] = option
     return named
 
@@ -175,21 +175,21 @@ def _refuse_blanks(path: Path, table: Table, column: str, option: str) -> None:
     if blank.any():
         raise InputError(
             f"{path}, {table.places.name} {table.places[blank.idxmax()]}: column {column!r} ({option}) is empty, "
-            f"as in {blank.sum()} of {len(blank)} rows; fill it in or remove these rows"
+            f"in {blank.sum()} of {len(blank)} rows in all; fill in these cells or remove these rows"
         )
 
 
 def _check_paths(
     table: Table, images: list[tuple[Path | None, ...]], columns: list[str], path: Path, image_root: Path | str | None
 ) -> None:
-    """Refuses a path column that points nowhere; single missing files are for the data module, which may skip them."""
+    """Refuses columns of paths if no file exists. Single missing files are left to the data module, which may skip."""
     named = {row: picture for row, pictures in enumerate(images) for picture in pictures if picture is not None}
     if not any(_is_file(picture) for picture in named.values()):
         row, picture = next(iter(named.items()))
         raise InputError(
-            f"{path}, {table.places.name} {table.places[row]}: {picture} (column {columns[0]!r}) does not exist, nor "
-            f"does any of {len(named)} images; correct the column, or give image_root, the folder where relative paths "
-            f"start (now {path.parent if image_root is None else image_root})"
+            f"{path}, {table.places.name} {table.places[row]}: {picture} (column {columns[0]!r}) does not exist, and "
+            f"no image of the {len(named)} rows exists; correct the column, or give --image_root, the folder where "
+            f"relative paths start (now {path.parent if image_root is None else image_root})"
         )
 
 
@@ -213,13 +213,13 @@ def _as_number(path: Path, table: Table, column: str) -> Column:
         row, cell = next(iter(text.items()))
         raise InputError(
             f"{path}, {table.places.name} {table.places[row]}: column {column!r} is numeric but holds {cell!r}; "
-            "correct the cell or name the column among the categorical ones"
+            "correct the cell or name the column in --categorical"
         )
     return found
 
 
 def _note(path: Path, table: Table, named: dict[str, list[str]], columns: dict[str, Column], target: str) -> str:
-    """What each column is used as, why, and how much of it is missing."""
+    """How each column is used, why, and the share of its cells that is missing."""
     kinds = {
         **{"image_column": "image", "target_column": "target", "split_column": "split", "group_column": "group"},
         **{"numeric": "number", "categorical": "category"},

@@ -1,4 +1,4 @@
-"""From the file of a picture to grey levels or colours of 8 bits.
+"""Decodes the file of a picture to grey levels or colours of 8 bits.
 
 The rules for what a file may hold:
 
@@ -11,7 +11,7 @@ The rules for what a file may hold:
 - Floats: values of 0 to 1 are multiplied by 255. Values of 0 to 255 are kept where the highest is at least 16. The own
   range of any other picture, such as a depth in metres, becomes 0 to 255. A pixel that is not finite takes the lowest
   finite value.
-- One value all over: where the own range would count, the picture is black.
+- One value all over: the picture is black where the own range would be used.
 - A TIFF that counts from white, `WhiteIsZero`, is inverted.
 - Transparency: the picture is laid on mid-grey, (128, 128, 128). A black and a white shape both stay visible there.
 - Several frames or pages: the first is read.
@@ -44,9 +44,9 @@ def read_image(path: Path, grey: bool) -> Image.Image:
 
     Raises:
         ValueError: No value of the picture is finite, or Pillow cannot convert the picture's mode.
-        Exception: Pillow raises whatever a broken file leads its decoders to.
+        Exception: Pillow's decoders raise any kind of exception at a broken file.
     """
-    # Given a path, Pillow maps plain TIFFs into memory and takes the sides of the turned picture for those of the file.
+    # Given a path, Pillow maps plain TIFFs into memory, and then takes the turned picture's sides for the file's sides.
     with path.open("rb") as stream, Image.open(stream) as file:
         file.load()
         tags = getattr(file, "tag_v2", {})
@@ -64,7 +64,7 @@ def read_image(path: Path, grey: bool) -> Image.Image:
 
 
 def unidentified(path: Path) -> str:
-    """Says what a file is that Pillow does not identify, from the first bytes of the file."""
+    """Says what a file is, from its first bytes, where Pillow cannot tell."""
     with path.open("rb") as file:
         head = file.read(8)
     if head[:4] in (b"II*\0", b"MM\0*"):
@@ -75,9 +75,9 @@ def unidentified(path: Path) -> str:
 
 
 def _eight_bits(image: Image.Image, tags: Mapping[int, object]) -> Image.Image:
-    """A deep picture in mode "L", or "LA" where one of its values stands for transparency."""
+    """A picture of more than 8 bits in mode "L", or in "LA" where one value stands for transparency."""
     values = np.asarray(image)
-    if values.dtype == np.uint8:  # Pillow takes signed 8 bits and unsigned 32 bits of a TIFF for their opposites
+    if values.dtype == np.uint8:  # Pillow swaps signed and unsigned for 8 and 32 bits of a TIFF
         values = values.view(np.int8)
     elif values.dtype == np.int32 and tags and not _is_signed(tags):
         values = values.view(np.uint32)
@@ -87,7 +87,7 @@ def _eight_bits(image: Image.Image, tags: Mapping[int, object]) -> Image.Image:
     values = np.where(finite, values, values[finite].min())
     low, high = _range(values)
     levels = np.rint((values.astype(np.float64) - low) / ((high - low) or 1) * 255).astype(np.uint8)
-    if tags.get(_WHITE_IS_ZERO) == 0:  # Pillow inverts the shallow ones alone
+    if tags.get(_WHITE_IS_ZERO) == 0:  # Pillow itself inverts only pictures of few bits
         levels = 255 - levels
     shallow = Image.fromarray(levels)
     if "transparency" in image.info:

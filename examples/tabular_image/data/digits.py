@@ -16,7 +16,7 @@ _INK = 0.4  # a pixel this dark is written on
 def digits() -> Samples:
     """1797 scans of 8 x 8 pixels, ten classes; nothing to download.
 
-    The scans are real, the task is designed so that neither modality is enough. The image shows the right half of the
+    The scans are real. The task is designed so that both modalities are needed. The image shows the right half of the
     scan (the left half is blank). The table measures the ink of the left half, by row, by column and by its first two
     moments, and counts the holes of the whole digit (two for an 8, one for a 0). Splits are fixed by one stratified
     draw: 500 rows to train, 200 to validate, 1097 to test. Logistic regression then reaches a test accuracy of 0.86 on

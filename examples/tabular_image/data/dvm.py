@@ -38,10 +38,11 @@ def dvm(root: Path) -> Samples:
     (see `join_tables`), and optionally the id files of Hager et al. (2023),
     `{train,val,test}_ids_dvm_all_views.txt`: adverts as Genmodel_ID$$number, separated and ended by commas.
 
-    One protocol: with the id files, their split (70,565 / 17,642 / 88,207), and adverts that they do not list are left
-    out; without them a stratified half to test and a fifth of the rest to validate, always with the same seed.
+    There is one protocol. With the id files, their split is used (70,565 / 17,642 / 88,207), and adverts that the files
+    do not list are left out. Without the id files, half of the adverts are the test split and a fifth of the rest is
+    the validation split, stratified, always with the same seed.
 
-    The trap: the sizes of a car nearly give its model away, so they carry noise, see `join_tables`.
+    The trap: the sizes of a car nearly give its model away, so noise is added to the sizes, see `join_tables`.
 
     Args:
         root: The folder of the set.
@@ -82,13 +83,13 @@ def join_tables(folder: Path, fewest: int = 100) -> pd.DataFrame:
     An advert is joined to the entry price of its model in its year of registration, to its photograph (the first by
     name, any view) and to its sizes. Adverts with any missing value are dropped, then models with few adverts.
 
-    Known errors of the sizes are corrected; a size that is missing or zero is taken from the first advert of the same
-    model. Sizes are facts of the model: four of them would tell it without any learning. A uniform integer from -50 to
-    50 mm is therefore added to each size of each advert, drawn in the order of Adv_ID with one seed.
+    Known errors of the sizes are corrected. A size that is missing or zero is taken from the first advert of the same
+    model. Sizes are facts of the model: the four sizes would tell the model without any learning. A uniform integer
+    from -50 to 50 mm is therefore added to each size of each advert, drawn in the order of Adv_ID with one seed.
 
     Args:
         folder: Holds `Ad_table.csv`, `Ad_table (extra).csv`, `Price_table.csv` and `Image_table.csv`.
-        fewest: Least number of adverts of a model.
+        fewest: Models with fewer adverts are dropped.
 
     Returns:
         Adv_ID, Genmodel_ID, Image_name, the 13 numbers and the 4 categories, sorted by Adv_ID.
@@ -132,27 +133,29 @@ def _read_sizes(path: Path) -> pd.DataFrame:
 
 
 def _read(path: Path, text: list[str], numbers: list[str] | None = None) -> pd.DataFrame:
-    """Some columns of a published table, whose column names have stray blanks; what is no number counts as missing."""
+    """Some columns of a published table, whose header has stray blanks; text among the numbers counts as missing."""
     numbers = numbers or []
     if not path.is_file():
-        raise InputError(f"{path} does not exist; it must be there as in the published archive of tables")
+        raise InputError(f"{path} does not exist; take the file from the published archive of tables")
     frame = pd.read_csv(path, usecols=lambda column: column.strip() in (*text, *numbers), dtype=str)
     frame.columns = frame.columns.str.strip()
     missing = [column for column in (*text, *numbers) if column not in frame.columns]
     if missing:
-        raise InputError(f"{path} has no column {missing[0]!r}; it must be there as in the published archive of tables")
+        raise InputError(f"{path} has no column {missing[0]!r}; take the file from the published archive of tables")
     frame[numbers] = frame[numbers].apply(pd.to_numeric, errors="coerce").astype(float)
     return frame
 
 
 def _published_split(root: Path) -> dict[str, str] | None:
-    """The split of each advert, where the id files are there."""
+    """The split of each advert; None without the id files."""
     paths = {split: root / f"{split}_ids_dvm_all_views.txt" for split in ("train", "val", "test")}
     absent = [path.name for path in paths.values() if not path.is_file()]
     if len(absent) == len(paths):
         return None
     if absent:
-        raise InputError(f"{root} holds some of the id files but not {absent[0]}; add it, or remove the others")
+        raise InputError(
+            f"{root} holds some of the id files but not {absent[0]}; add this file, or remove the other id files"
+        )
     return {
         advert.strip(): split
         for split, path in paths.items()

@@ -20,16 +20,16 @@ def fashion(root: Path, target_column: str | list[str] = "articleType", task: st
     Layout of `root`: `styles.csv` (id, gender, masterCategory, subCategory, articleType, baseColour, season, year,
     usage) and `images/ID.jpg`, about 60 x 80.
 
-    Two traps: masterCategory and subCategory nearly give the type away, so they are left out, as is the id; and "NA"
-    is a value of some columns, not a missing one.
+    There are two traps. masterCategory and subCategory nearly give the type away, so both are left out, and so is the
+    id. "NA" is a value of some columns, and does not mean missing.
 
     Args:
         root: The folder of the set.
-        target_column: The column that is predicted, or several, each of whose values is a label.
+        target_column: The column that is predicted, or several columns, whose values are the labels.
         task: "classification" of one column, or "multilabel".
 
     Raises:
-        InputError: `styles.csv` is missing, or has no such column.
+        InputError: `styles.csv` is missing, or a target column is unknown or does not fit `task`.
     """
     path = root / "styles.csv"
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Fixed features of pictures: what was used before networks, and still beats small networks on small data.
+"""Fixed features of pictures, which were used before networks, and still beat small networks on small data.
 
 A picture is described by a histogram of oriented gradients (Dalal and Triggs, CVPR 2005) on 8 x 8 cells, a thumbnail of
 8 x 8 pixels, and histograms of its colours, in the whole picture and in its quarters.
@@ -15,8 +15,8 @@ from torch import Tensor
 from .images import pixels, without
 from .samples import Samples
 
-_CELLS = 8  # of the gradients, and pixels of the thumbnail, a side
-_BINS = 12  # of each histogram of colours
+_CELLS = 8  # a side: cells of the gradients, and pixels of the thumbnail
+_BINS = 12  # bins of each histogram of colours
 _PART = 1024  # pictures decoded at a time
 
 
@@ -36,12 +36,12 @@ def with_features(samples: Samples, size: int, *, skip: bool) -> Samples:
     """The data set with the features of its pictures, read as squares of `size` pixels.
 
     Args:
-        samples: The data set; one that has features stays as it is.
+        samples: The data set; a data set that has features stays as it is.
         size: Side of the pictures, at least 16.
         skip: Leave out rows whose pictures cannot be read.
 
     Raises:
-        InputError: A picture cannot be read and is not to be skipped.
+        InputError: A picture cannot be read and `skip` is false, or no picture can be read.
     """
     if samples.features is not None:
         return samples
@@ -60,9 +60,9 @@ def feature_scale(features: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, 
 
 
 def standardised(features: np.ndarray, scale: tuple[np.ndarray, np.ndarray]) -> Tensor:
-    """Features (N, F) with mean 0 and deviation 1 in the rows of `scale`; what is constant there is 0.
+    """Features (N, F) with mean 0 and deviation 1 in the rows of `scale`; features that are constant there become 0.
 
-    Values further than 5 deviations are cut: a pixel that is nearly constant in training may be far off elsewhere.
+    Values are clipped to 5 deviations: a pixel that is nearly constant in training may be far off elsewhere.
     """
     mean, deviation = scale
     scaled = np.where(deviation > 1e-6, (features - mean) / np.maximum(deviation, 1e-6), 0)
@@ -75,7 +75,7 @@ def described(squares: Tensor) -> np.ndarray:
 
 
 def _features(square: np.ndarray) -> np.ndarray:
-    # Every run would wait for these imports, and few describe pictures.
+    # Every run would wait for these imports, and few runs use features.
     from skimage.color import rgb2hsv
     from skimage.feature import hog
     from skimage.transform import resize

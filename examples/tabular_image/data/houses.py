@@ -18,15 +18,15 @@ def houses(root: Path, task: str = "") -> Samples:
     Layout of `root`: `Houses Dataset/HousesInfo.txt`, blank-separated without a header (bedrooms, bathrooms, area,
     zipcode, price), and `Houses Dataset/N_{frontal,bedroom,bathroom,kitchen}.jpg`, where house N, from 1, is row N.
 
-    The price is the target and never in the table; the zip code is a category, many of them rare. Cut points between
-    the classes come from training rows.
+    The price is the target and never in the table. The zip code is a category, and many zip codes are rare. Cut points
+    between the classes come from training rows.
 
     Args:
         root: The folder of the set.
         task: "classification", or "regression" of the price.
 
     Raises:
-        InputError: The table is missing, or the task is another.
+        InputError: The table is missing, or `task` is "multilabel".
     """
     if task == "multilabel":
         raise InputError("houses has no labels; give --task classification or regression")

@@ -1,4 +1,4 @@
-"""What a run is trained on: digests of the rows and of the pictures, by content and not by place."""
+"""Digests of the data of a run: they depend on the content of rows and pictures, and not on the place of the files."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ import pandas as pd
 
 from .samples import Samples
 
-WHOLE = 65_536  # bytes; of a longer picture the first, middle and last third of so many are read
+WHOLE = 65_536  # bytes; of a longer file three parts are read, each a third of this: at the start, middle and end
 _PART = 256  # rows that a thread reads in one go
 _NONE = "0" * 16  # the fingerprint of what cannot be read
-_ABSENT = b"\xff" * 8  # keeps the place of a picture that a row lacks; no file is so long
+_ABSENT = b"\xff" * 8  # stands for a picture that a row lacks, as no file has this length
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Digests of a data set: equal for equal rows, columns and pictures in one order, wherever they lie.
+    """Digests of a data set: equal for equal rows, columns and pictures in the same order, wherever the files lie.
 
     Attributes:
         rows: N.
-        columns: Digest of each column by its name, in order, the target, the split and the groups among them.
+        columns: Digest of each column by name, in order. Target, split and groups are columns too.
         classes: Rows of each class; empty where the target is a number.
         pictures: The fingerprints of the rows' pictures, 16 hexadecimal digits each, in order.
         unordered: Digest of the rows in any order.
@@ -53,25 +53,25 @@ class Identity:
         """The digests that `as_json` wrote.
 
         Raises:
-            ValueError: The text is something else.
+            ValueError: The text is not from `as_json`.
         """
         try:
             stored = json.loads(text)
             del stored["digest"]
             return cls(**stored)
         except (TypeError, KeyError) as error:
-            raise ValueError(f"no identity of a data set: {error}") from error
+            raise ValueError(f"it does not hold the identity of a data set: {error}") from error
 
     def without_picture(self, row: int) -> Identity:
-        """The same, but for the pictures of a row, which were met and could not be read."""
+        """This identity with the pictures of a row marked as unreadable."""
         return replace(self, pictures=self.pictures[: 16 * row] + _NONE + self.pictures[16 * (row + 1) :])
 
     def difference(self, now: Identity, *, repaired: bool = False) -> str:
-        """What is different in `now`, in words; empty where nothing is.
+        """What is different in `now`, in words; empty where nothing is different.
 
         Args:
             now: The identity to compare with.
-            repaired: A picture that could not be read may have changed.
+            repaired: Allow pictures that could not be read to have changed.
         """
         if self.digest == now.digest:
             return ""
@@ -90,12 +90,12 @@ class Identity:
         others = [row for row, (old, new) in enumerate(pairs) if old != new and not (repaired and old == _NONE)]
         if not others:
             return ""
-        more = f", as have {len(others) - 1} more" if len(others) > 1 else ""
+        more = f", as have the pictures of {len(others) - 1} more rows" if len(others) > 1 else ""
         return f"the picture of row {others[0] + 1} of {self.rows} has other content{more}"
 
 
 def identity(samples: Samples) -> Identity:
-    """The identity of a data set as it was read, before any row is skipped; reads the pictures where nobody has.
+    """The identity of a data set before any row is skipped. Reads the pictures if they have no fingerprints yet.
 
     Args:
         samples: The data set.
@@ -123,10 +123,11 @@ def identity(samples: Samples) -> Identity:
 
 
 def fingerprinted(samples: Samples, threads: int = 2) -> Samples:
-    """The data set with a number for each row's pictures, which other content would change.
+    """The data set with a fingerprint for each row: a number that changes with the content of the row's pictures.
 
-    The number of a file comes from its length and its bytes, of files above 64 KiB from their first, middle and last
-    21 KiB: 100,000 pictures are read in seconds. It is 0 where no file of the row can be read, or none is named.
+    The fingerprint comes from the length and the bytes of each file. Of a file above 64 KiB only the first, middle and
+    last 21 KiB are read, so that 100,000 pictures take seconds. The fingerprint is 0 where no file of the row can be
+    read or no file is named.
     """
     if samples.fingerprints is not None:
         return samples
@@ -145,7 +146,7 @@ def _fingerprints(pictures: str) -> list[str]:
 
 
 def _exchanged(kind: str, before: Iterable[str], now: Iterable[str]) -> str:
-    """Which names are gone and which are new, in words; empty where all are the same."""
+    """Which names are gone and which are new, in words; empty where no name changed."""
     gone = [repr(name) for name in before if name not in {*now}]
     new = [repr(name) for name in now if name not in {*before}]
     parts = [f"{', '.join(names)} {what}" for names, what in ((gone, "gone"), (new, "new")) if names]

@@ -34,7 +34,7 @@ def square_image(samples: Samples, row: int, size: int) -> Image.Image:
     tile. The grid depends on the row's own number of files.
 
     Raises:
-        ImageError: A file cannot be read, no file is named, or `size` has no pixel for each tile.
+        ImageError: A file cannot be read, no file is named, or `size` is too small for a pixel of each tile.
     """
     if isinstance(samples.images, np.ndarray):
         return _padded(Image.fromarray(samples.images[row]), size)
@@ -58,9 +58,9 @@ def square_image(samples: Samples, row: int, size: int) -> Image.Image:
 
 
 def pixels(samples: Samples, rows: np.ndarray, size: int) -> tuple[Tensor, dict[int, str]]:
-    """uint8 pixels (B, channels, size, size) of some rows, and what to tell of those that cannot be read, by place.
+    """uint8 pixels (B, channels, size, size) of some rows, and a message for each unreadable one, by place.
 
-    What cannot be read is black.
+    An unreadable picture is black.
     """
     if isinstance(samples.images, np.ndarray) and samples.images.shape[1:3] == (size, size):
         squares, problems = samples.images[rows], {}
@@ -73,16 +73,16 @@ def pixels(samples: Samples, rows: np.ndarray, size: int) -> tuple[Tensor, dict[
 
 
 def in_memory(samples: Samples, size: int, threads: int) -> tuple[Samples, dict[int, str]]:
-    """The data set with every image decoded to uint8 pixels of `size`, and what to tell of those that cannot be."""
+    """The data set with every image decoded to uint8 pixels of `size`, and a message for each unreadable row."""
     squares, read = _reader(samples, np.arange(len(samples)), size)
     problems = _parallel_failures(read, len(samples), threads)
     return replace(samples, images=squares), problems
 
 
 def unidentified_images(samples: Samples, threads: int) -> dict[int, str]:
-    """Which rows have a file that is missing or no image, in order, and what to tell of each.
+    """A message for each row with a file that is missing or is not an image, in order.
 
-    Files are opened and told by their headers. Pixels are decoded when they are needed.
+    Only the header of a file is read. Pixels are decoded when they are needed.
     """
     if isinstance(samples.images, np.ndarray):
         return {}
@@ -102,23 +102,27 @@ def without(samples: Samples, problems: dict[int, str], *, skip: bool) -> Sample
     """The data set without the rows that have problems.
 
     Raises:
-        InputError: There are such rows and they are not to be skipped, or there are no others.
+        InputError: A row has a problem and `skip` is false, or all rows have problems.
     """
     if not problems:
         return samples
     first = next(iter(problems.values()))
-    more = f", as are {len(problems) - 1} more rows" if len(problems) > 1 else ""
+    more = f" (and {len(problems) - 1} more rows have no readable image)" if len(problems) > 1 else ""
     if not skip:
         raise InputError(
             f"{first}{more}; give each row a readable image, or leave such rows out with --skip_corrupt true"
         )
     if len(problems) == len(samples):
-        raise InputError(f"no image of {samples.name} can be read, so there is nothing to train on; first, {first}")
+        raise InputError(f"no image of {samples.name} can be read; correct paths or files, the first being: {first}")
     return samples.take(np.delete(np.arange(len(samples)), list(problems)))
 
 
 def _files(samples: Samples, row: int) -> list[tuple[int, Path]]:
-    """The places and paths of one row's files; a row without any is told as a missing file is."""
+    """The places and paths of one row's files.
+
+    Raises:
+        ImageError: The row has no file.
+    """
     files = [(place, path) for place, path in enumerate(samples.images[row]) if path is not None]
     if not files:
         raise ImageError(f"{samples.where(row)}: no image is named")
@@ -128,7 +132,7 @@ def _files(samples: Samples, row: int) -> list[tuple[int, Path]]:
 def _padded(image: Image.Image, side: int) -> Image.Image:
     """An image in the middle of a black square of `side` pixels, as large as fits.
 
-    The image keeps at least one pixel a side: Pillow's own `pad` has none left of a picture of 1 x 1000.
+    Each side keeps at least one pixel: Pillow's own `pad` leaves nothing of a picture of 1 x 1000.
     """
     width, height = (max(1, round(length / max(image.size) * side)) for length in image.size)
     square = Image.new(image.mode, (side, side))
@@ -138,9 +142,9 @@ def _padded(image: Image.Image, side: int) -> Image.Image:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps back what Pillow warns of in pictures that it does read.
+    """Hides Pillow's warnings about pictures that Pillow can read.
 
-    The filters of warnings belong to the whole process, so no thread of a pool may enter here.
+    Warning filters belong to the whole process, so the threads of a pool must not enter here.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # odd metadata
@@ -149,7 +153,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _reader(samples: Samples, rows: np.ndarray, size: int) -> tuple[np.ndarray, Callable[[int], None]]:
-    """Black squares for some rows, uint8 (B, size, size) or (B, size, size, 3), and what reads one of them by place."""
+    """Black squares for some rows, uint8 (B, size, size[, 3]), and a function that fills the square at a place."""
     squares = np.zeros((len(rows), size, size) if samples.grey else (len(rows), size, size, 3), dtype=np.uint8)
 
     def read(place: int) -> None:
@@ -159,7 +163,7 @@ def _reader(samples: Samples, rows: np.ndarray, size: int) -> tuple[np.ndarray, 
 
 
 def _failures(read: Callable[[int], None], places: range) -> dict[int, str]:
-    """What `read` says where it fails, by place."""
+    """The messages of the places where `read` fails."""
     failures = {}
     for place in places:
         try:
@@ -170,7 +174,7 @@ def _failures(read: Callable[[int], None], places: range) -> dict[int, str]:
 
 
 def _parallel_failures(read: Callable[[int], None], count: int, threads: int) -> dict[int, str]:
-    """The same for so many places, in order; the decoders release the interpreter lock."""
+    """The failures at places 0 to `count`, in order, found by threads: decoders release the interpreter lock."""
     parts = [range(start, min(start + _PART, count)) for start in range(0, count, _PART)]
     with _quiet(), ThreadPoolExecutor(max(1, threads)) as pool:
         failures = pool.map(partial(_failures, read), parts)
@@ -178,7 +182,7 @@ def _parallel_failures(read: Callable[[int], None], count: int, threads: int) ->
 
 
 def _told(samples: Samples, row: int, path: Path, error: Exception) -> ImageError:
-    """Why a file is no readable image; the decoders raise whatever a broken file leads them to."""
+    """The error for a file that is not a readable image. Decoders raise any kind of exception at a broken file."""
     match error:
         case FileNotFoundError():
             return ImageError(f"{samples.where(row)}: image {path} does not exist")
@@ -208,7 +212,8 @@ def random_affine(
 ) -> Tensor:
     """Rotates, scales, shifts and mirrors each image of a batch by itself, all in one interpolation.
 
-    torchvision's transforms move all images of a batch alike; one by one they cost more than a small CNN.
+    torchvision's transforms move all images of a batch in the same way. Called for each image, the transforms cost more
+    than a small CNN.
 
     Args:
         images: float (B, channels, S, S); what moves in from outside is 0.
@@ -226,7 +231,7 @@ def random_affine(
     zoom = 1 / (scale[0] + (scale[1] - scale[0]) * size)
     side = torch.where(flip < 0.5, -1.0, 1.0) if mirror else torch.ones_like(flip)
     cos, sin = angle.cos() * zoom, angle.sin() * zoom
-    # affine_grid counts in [-1, 1], so a shift by a share of the side is twice that.
+    # affine_grid counts in [-1, 1], so a shift by a share of the side is twice that share.
     rows = [side * cos, sin, 2 * shift * (2 * across - 1), -side * sin, cos, 2 * shift * (2 * down - 1)]
     grid = F.affine_grid(torch.stack(rows, dim=1).view(-1, 2, 3), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, align_corners=False)

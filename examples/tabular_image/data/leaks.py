@@ -1,4 +1,4 @@
-"""What makes a test look better than the model is: told before the training, with the remedy."""
+"""Leaks, which make a test look better than the model is: found before the training, and told with a remedy."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from sklearn.tree import DecisionTreeClassifier
 from .samples import Samples
 from .targets import strata
 
-_GIVEN_AWAY = 0.99  # balanced accuracy on held-out rows of one column alone
-_MEMBERS = 0.2  # of the rows: so many different values and more are names of something that has several rows
-_TREE_ROWS = 20_000  # that a tree of one column is fitted to
+_GIVEN_AWAY = 0.99  # balanced accuracy of one column alone on held-out rows
+_MEMBERS = 0.2  # different values as a share of the rows: from here on, values may name things that have several rows
+_TREE_ROWS = 20_000  # rows that the tree of a column is fitted to
 
 
 def leaks(samples: Samples, splits: dict[str, np.ndarray]) -> list[str]:
-    """Sentences on what is known in training and asked in the test.
+    """Sentences about answers of the test that the training or one column gives away.
 
     - The same picture in two splits.
-    - A column that alone tells the class of held-out rows.
+    - A column that tells the class of held-out rows by itself.
     - A column of names whose rows are spread over splits, where no groups are given.
 
     Args:
@@ -48,8 +48,8 @@ def _pictures(samples: Samples, splits: dict[str, np.ndarray]) -> list[str]:
     name, ids = samples.ids.name or "row", samples.ids
     places = " and ".join(f"{name} {ids.iloc[row]} ({split})" for row, split in first.items())
     return [
-        f"{samples.name}: {torn['picture'].nunique()} pictures are in more than one split, such as that of {places}; "
-        "remove such rows, or give a --group_column that keeps them in one split"
+        f"{samples.name}: {torn['picture'].nunique()} pictures are in more than one split, such as the picture of "
+        f"{places}; remove such rows, or give a --group_column that keeps such rows in one split"
     ]
 
 
@@ -62,7 +62,7 @@ def _telling_columns(samples: Samples, train: np.ndarray, held_out: np.ndarray) 
         column = samples.table[name]
         cells = column.to_numpy(dtype=float) if name in samples.numeric else _most_common_class(column, codes, train)
         cells = np.nan_to_num(cells.astype(np.float64), nan=np.nan, posinf=np.nan, neginf=np.nan).clip(-1e30, 1e30)
-        # As many leaves as classes and a few: a column that needs more tells the class as any feature does.
+        # Two leaves for each class: a column that needs more leaves is a feature, and does not give the class away.
         tree = DecisionTreeClassifier(max_leaf_nodes=2 * len(np.unique(codes)), random_state=0)
         tree.fit(cells[train, None], codes[train])
         right = tree.predict(cells[held_out, None]) == codes[held_out]
@@ -76,7 +76,7 @@ def _telling_columns(samples: Samples, train: np.ndarray, held_out: np.ndarray) 
 
 
 def _most_common_class(column: pd.Series, codes: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """For each row the class that its category mostly has among the training rows; -1 for a category that none has."""
+    """For each row, the most common class of its category in training; -1 for a category without a training row."""
     text = column.astype(object).where(column.notna(), "").astype(str)
     common = pd.crosstab(text.iloc[train], codes[train]).idxmax(axis=1)
     return text.map(common).fillna(-1).to_numpy()
@@ -97,13 +97,13 @@ def _torn_members(samples: Samples, train: np.ndarray, held_out: np.ndarray) -> 
         if shared.mean() > 0.1:
             found.append(
                 f"{samples.name}: {shared.mean():.0%} of the held-out rows share their value of column {name!r} with "
-                f"training rows; give --group_column {name} if rows of one value belong together, as those of a patient"
+                f"training rows; give --group_column {name} if rows of one value belong together, as for a patient"
             )
     return found
 
 
 def _names_members(column: pd.Series, target: pd.Series) -> bool:
-    """Whether integers name something that has several rows: rows of one number share a class nearly always."""
+    """Whether integers name things that have several rows: rows with one number nearly always share a class."""
     filled = column.dropna()
     filled = filled[np.isfinite(filled)]
     if filled.empty or (filled % 1 != 0).any():

@@ -18,13 +18,15 @@ def leaves100(root: Path, table: str = "texture") -> Samples:
     Layout of `root`: `data/Genus_Species/*_NN.ab.jpg`, grey masks, and `data_{Tex,Mar,Sha}_64.txt` without a header:
     the species, then 64 numbers.
 
-    Row k of a species *within a file* belongs to picture number k of that species. Two traps: the shape file lists the
-    species in another order than the others, so rows are never joined by their number in the file; and the texture
-    file lacks one Acer Campestre, which one is unknown, so with texture that species is left out (99 species).
+    Row k of a species *within a file* belongs to picture number k of that species. There are two traps. The shape file
+    lists the species in another order than the other files, so rows are never joined by their number in the file. The
+    texture file lacks a row of Acer Campestre, and nothing says which row. With texture that species is therefore left
+    out (99 species).
 
     Args:
         root: The folder of the set.
-        table: "texture" (of a photograph that is not in the set: it complements the silhouette), "margin" or "shape".
+        table: "texture", "margin" or "shape". The texture is from a photograph that the set lacks, so the texture adds
+            to the silhouette.
 
     Raises:
         InputError: An unknown `table`, or a file is missing.

@@ -30,12 +30,12 @@ class TabularImageData(L.LightningDataModule):
     A batch is a dict of `"image"` float (B, channels, S, S), normalised; `"table"` float (B, D); `"target"` long (B,);
     `"row"` long (B,), the position in `samples.ids`.
 
-    The order of the training rows and their augmentation depend on seed, epoch and row alone: neither the number of
-    workers nor an interruption changes them. Images are read from their files when they are needed, or all at the start
-    where their pixels take no more than `cache` bytes.
+    The order of the training rows and their augmentation depend on seed, epoch and row alone: the number of workers and
+    interruptions change nothing. All images are read at the start if their pixels take at most `cache` bytes. Otherwise
+    each image is read when it is needed.
 
-    Of images that are read at the start, all that cannot be read are found there. Of others the headers are read there:
-    a file that is missing or no image is found, and one with damaged pixels when its batch is loaded.
+    Images that are read at the start are fully checked there. Of other images only the headers are checked at the
+    start, which finds missing files and files that are not images. Damaged pixels are found when their batch is loaded.
 
     Args:
         samples: The data set.
@@ -45,38 +45,38 @@ class TabularImageData(L.LightningDataModule):
             not, because a scan or a silhouette may be another class in the mirror.
         validation: Share of all rows for validation, unless the data set fixes its splits.
         test: Share of all rows for the test, unless the data set fixes its splits.
-        folds: Cross-validation: the test rows are one of so many folds, instead of a share.
-        fold: Which fold is the test, from 0.
-        seed: Of the splits, the order of the training rows and the augmentation.
+        folds: Number of folds of a cross-validation, in which one fold is the test split in place of a share.
+        fold: Which fold is the test split, from 0.
+        seed: Seed of the splits, of the order of the training rows and of the augmentation.
         workers: Processes that read images; 0 reads in the main process.
-        skip_corrupt: Drop rows whose image is missing or unreadable, and list them in `skipped`. What is found at the
-            start is in no split; what is found later is missing in its batches.
+        skip_corrupt: Drop rows whose image is missing or unreadable, and list them in `skipped`. Rows that are found at
+            the start are in no split. Rows that are found later are missing from their batches.
         cache: Most bytes of pixels to keep in memory.
-        features: Hand out fixed features of the pictures in place of the pictures, see `data.features`: `"image"` is
+        features: Give fixed features of the pictures in place of the pictures, see `data.features`. `"image"` is then
             float (B, F, 1, 1), standardised on the training rows, and never augmented.
         log_target: Learn the logarithm of the number that is the target.
 
     Attributes:
         samples: The data set, without skipped rows.
         task: What the numbers of the target mean.
-        classes: Class names in the order of the target; ranges where the target was cut at quantiles. Labels, where
-            there are several; the name of a number.
+        classes: Class names in the order of the target, or ranges where the target was cut at quantiles. Of labels, the
+            names of the labels. Of a number, the name of the number.
         table: Float (N, D), the encoded table of all rows.
         target: Long (N,), the class of each row; labels float (N, L), or a standardised number float (N,).
         table_width: D.
         table_columns: Where each raw column stands in the encoded table.
-        encoder: What encodes other rows alike.
+        encoder: Encodes other rows in the same way.
         feature_scale: Mean and deviation of each fixed feature on the training rows; None without features.
         train_table: Float (N, D), the encoded training rows.
         channels: 1 for grey images, 3 for colour, F for features.
         class_counts: Long tensor (C,), training rows of each class, or with each label.
         split_sizes: Rows of "train", "val" and "test".
-        splits: Their positions in `samples`.
+        splits: Positions in `samples` of the rows of each split.
         skipped: One sentence for each dropped row.
         warnings: One sentence for each thing in the data that may mislead: cells that cannot be used, and leaks.
 
     Raises:
-        InputError: The data cannot be used as they are; see also `split_rows` and `encode_table`.
+        InputError: The data cannot be used; see also `split_rows` and `encode_table`.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class TabularImageData(L.LightningDataModule):
     ) -> None:
         super().__init__()
         if len(samples) == 0:
-            raise InputError(f"{samples.name}: there are no rows; check the file that lists them")
+            raise InputError(f"{samples.name}: there are no rows; check the file that lists the rows")
         self.batch_size = batch_size
         self.image_size = image_size or samples.image_size
         self.channels = 1 if samples.grey else 3
@@ -107,7 +107,7 @@ class TabularImageData(L.LightningDataModule):
             samples, problems, workers = with_features(samples, self.image_size, skip=skip_corrupt), {}, 0
         elif len(samples) * self.channels * self.image_size**2 <= cache:
             samples, problems = in_memory(samples, self.image_size, workers)
-            workers = 0  # nothing is left for them to do
+            workers = 0  # workers have nothing left to read
         else:
             problems = unidentified_images(samples, workers)
         samples = without(samples, problems, skip=skip_corrupt)
@@ -147,7 +147,7 @@ class TabularImageData(L.LightningDataModule):
         return self._loader(self._dataset("val"))
 
     def test_dataloader(self, *, table: bool = True) -> DataLoader[Batch]:
-        """In order, never augmented; `table=False` leaves the table out of the batches, as when it is absent."""
+        """In order, never augmented; `table=False` leaves the table out of the batches, as if it were absent."""
         dataset = self._dataset("test")
         if not table:
             dataset.table = None
@@ -181,8 +181,8 @@ class RowDataset(Dataset[Loaded]):
 
     An index is a position, or (position, draws): the draws move the row's image, see `random_affine`.
 
-    A batch lacks the rows of unreadable images, and comes with what is to tell of each: what a worker process raises
-    would reach the user as a traceback. `skipped` is the list that it goes to, None where it is an error.
+    A batch lacks the rows of unreadable images, and comes with a message for each of them: an exception in a worker
+    process would reach the user as a traceback. The messages go to the list `skipped`. With None they are errors.
     """
 
     def __init__(
@@ -222,7 +222,7 @@ class RowDataset(Dataset[Loaded]):
         return batch, {int(rows[place]): problem for place, problem in problems.items()}
 
     def _images(self, rows: np.ndarray, draws: Sequence[Tensor]) -> tuple[Tensor, dict[int, str]]:
-        """Normalised pictures (B, channels, S, S), and what to tell of those that cannot be read, by place."""
+        """Normalised pictures (B, channels, S, S), and a message for each unreadable one, by place."""
         grey = self.samples.grey
         squares, problems = pixels(self.samples, rows, self.image_size)
         images = squares.float() / 255
@@ -231,7 +231,7 @@ class RowDataset(Dataset[Loaded]):
         return normalise(images, grey), problems
 
     def tell(self, problems: dict[int, str]) -> None:
-        """Lists and prints what is new among the problems of a batch, by row.
+        """Lists and prints the new ones among the problems of a batch, which are messages by row.
 
         Raises:
             ImageError: Unreadable images are not skipped.
@@ -279,7 +279,8 @@ class LazyLoader(DataLoader[Batch]):
                 if len(batch["row"]) < 2 and isinstance(self.sampler, EpochSampler):
                     first = next(iter(problems.values()))
                     raise ImageError(
-                        f"{first}, as are nearly all images of a training batch; remove such rows from the table"
+                        f"{first}, and hardly any image of this training batch can be read; remove such rows from the "
+                        "table"
                     )
             if len(batch["row"]):
                 yield batch
@@ -289,4 +290,4 @@ def _untrained_labels(task: Target) -> list[str]:
     if task.task != "multilabel":
         return []
     alike = [name for name, count in zip(task.names, task.counts, strict=True) if count in (0, task.rows)]
-    return [f"label {name!r} is the same in all training rows, and nothing can be learned of it" for name in alike]
+    return [f"label {name!r} is the same in all training rows, so nothing can be learned about it" for name in alike]

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def new_rows(frame: pd.DataFrame, recipe: Recipe, image_root: Path, name: str = "the table") -> Samples:
-    """The rows as a data set without a target; all cells of a column that the table lacks are missing.
+    """The rows as a data set without a target. A column that the table lacks has missing cells alone.
 
-    Cells of text are read as those of the training table were. Columns that the model does not know are left out.
+    Text is read as the text of the training table was. Columns that the model does not know are left out.
 
     Args:
         frame: N rows; cells may be text, numbers, dates or missing. Messages name a row by its index.
@@ -29,8 +29,8 @@ def new_rows(frame: pd.DataFrame, recipe: Recipe, image_root: Path, name: str = 
         name: What error messages call the table.
 
     Raises:
-        InputError: There is no row, a column is missing while others of its kind are there, all columns are missing, or
-            a path is ambiguous.
+        InputError: There is no row, only some columns of a kind are missing, all columns are missing, or a path is
+            ambiguous.
     """
     if not len(frame):
         raise InputError(f"{name} has no rows; give at least one")
@@ -41,8 +41,8 @@ def new_rows(frame: pd.DataFrame, recipe: Recipe, image_root: Path, name: str = 
         missing = [column for column in wanted if column not in found]
         if missing and found:
             raise InputError(
-                f"{name} has no column {', '.join(map(repr, missing))}, which the model was trained with; add it, "
-                "empty where its values are not known"
+                f"{name} has no column {', '.join(map(repr, missing))}, which the model was trained with; add this "
+                "column, with empty cells where values are unknown"
             )
     if not there and not pictured:
         needed = ", ".join([*kinds, *recipe.image_columns])

@@ -1,4 +1,4 @@
-"""What the paper's three data sets share: where they are prepared, and splits that one seed fixes."""
+"""What the paper's three data sets share: the command that prepares them, and splits that one seed fixes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def require(name: str, root: Path, path: str) -> Path:
     """The path below `root`, which `prepare.py` has written.
 
     Raises:
-        InputError: It is not there.
+        InputError: The path does not exist.
     """
     if not (root / path).exists():
         raise InputError(

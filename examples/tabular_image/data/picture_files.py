@@ -1,4 +1,4 @@
-"""From the cells of a table to the files of pictures."""
+"""Finds the files of the pictures that the cells of a table name."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def find_pictures(
     A cell that as a whole is the name of a file is that file. Another cell may be a list of names in JSON or Python, or
     names between `|` or `;`. Names between commas or blanks are several names where each of them is found.
 
-    A relative name starts at `root`. `~` is the home. `file://` is understood. `\` parts folders where no file has it
-    in its name. A name without the extension of a picture is looked up in its folder, as is a name with an extension
-    in other letters (`1.JPG` for `1.jpg`). Each folder is listed once.
+    A relative name starts at `root`. `~` is the home folder. `file://` is understood. `\` separates folders, unless a
+    file has `\` in its name. A name without the extension of a picture is looked up in its folder. A name with an
+    extension in other letters (`1.JPG` for `1.jpg`) is looked up there too. Each folder is listed once.
 
-    A row alone decides on its tuple, so that a part of a table gives the same tuples. A blank cell of one column
-    gives nothing. A blank cell among several columns gives None, so that the columns after it keep their places.
+    The tuple of a row depends on that row alone, so that a part of a table gives the same tuples. A blank cell of a
+    single column gives nothing. A blank cell among several columns gives None, so that later columns keep their places.
 
     Args:
         cells: The columns of pictures as text, N rows; a blank cell is "".
@@ -61,7 +61,7 @@ def find_pictures(
 
 
 class _Folders:
-    """Files below a folder, by what people write for them; each folder is listed once.
+    """Finds files below a folder by the names that people write. Each folder is listed once.
 
     Args:
         root: Where relative names start.
@@ -69,7 +69,7 @@ class _Folders:
 
     def __init__(self, root: Path) -> None:
         self.folder = str(root)
-        extensions = Image.registered_extensions()  # lists those as well that Pillow only writes
+        extensions = Image.registered_extensions()  # with formats that Pillow only writes
         self.extensions = {extension for extension, kind in extensions.items() if kind in Image.OPEN}
         self.listed = cache(self._list)
 
@@ -98,7 +98,7 @@ class _Folders:
         return [self.path(cell)]
 
     def find(self, name: str) -> Path | None:
-        """The file of a name, if there is one."""
+        """The file that a name stands for, if there is one."""
         written = os.path.join(self.folder, name)
         if os.path.isfile(written):  # False as well for names that no file can have
             return Path(written)
@@ -130,7 +130,7 @@ class _Folders:
         return Path(self.folder, _plain(name))
 
     def _list(self, folder: str) -> dict[str, list[str]]:
-        """The names of a folder's pictures, by their names without extension."""
+        """The names of a folder's pictures, by the part before the extension."""
         names: dict[str, list[str]] = {}
         try:
             with os.scandir(folder) as entries:
@@ -151,7 +151,7 @@ def _plain(name: str) -> str:
 
 
 def _listed_names(cell: str) -> list[str] | None:
-    """The names of a list in JSON or Python; None where the cell is none."""
+    """The names of a list in JSON or Python; None for a cell that is not a list."""
     if not (cell.startswith("[") and cell.endswith("]")):
         return None
     try:

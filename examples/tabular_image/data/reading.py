@@ -1,4 +1,4 @@
-"""Reading a table's file as people have it: text in, one text a cell out, and the line each row stands on."""
+"""Reads the file of a table: the text of each cell, and the line where each row stands."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _COMPRESSED = {
     "xz": (b"\xfd7zXZ", ".xz", lzma.decompress),
     "zip": (b"PK\x03\x04", ".zip", lambda content: _only_member(content)),
 }
-# Encodings in which most bytes of a text are above 127, as far as people still write them.
+# Encodings still in use in which most bytes of a text are above 127.
 _FOREIGN = ["cp1251", "cp1253", "cp1255", "cp1256", "shift_jis", "gb18030", "big5", "euc_kr"]
 _SAMPLE = 200  # records that are looked at to find the separator
 
@@ -38,7 +38,7 @@ class Table:
     """The rows of a file as they are written.
 
     Attributes:
-        frame: N rows of text, without blanks at the border of a cell; an empty cell is "".
+        frame: N rows of text, without blanks at the ends of a cell; an empty cell is "".
         places: Where each row stands in the file, (N,), named "line" or "row".
         separator: The sign between the cells; "" where the file has none.
         how: How the file was read, in words.
@@ -53,22 +53,22 @@ class Table:
 def read_table(path: Path, separator: str = "", encoding: str = "") -> Table:
     """Reads a text table (CSV and its kin, also compressed), an Excel sheet or a Parquet file.
 
-    The separator of a text table is the sign that cuts most records into as many cells as the header; the encoding is
-    UTF-8, or UTF-16, or what charset-normalizer finds where most letters are foreign, or Windows-1252. Rows without any
-    value are left out. Empty cells beyond the header's are dropped, and a first column that the header lacks, as R's
-    `write.table` has, is called "row name".
+    The separator of a text table is the sign that cuts most records into as many cells as the header. The encoding is
+    the first that fits of UTF-8 or UTF-16, the finding of charset-normalizer where most letters are foreign, and
+    Windows-1252. Rows without any value are left out. Empty cells beyond the last column of the header are dropped. A
+    first column that the header lacks, as in files of R's `write.table`, is called "row name".
 
     Args:
         path: The file, with a header in its first line.
-        separator: Sign between cells; found where left out.
-        encoding: As Python names it; found where left out.
+        separator: The sign between cells; detected where left out.
+        encoding: The encoding by its Python name; detected where left out.
 
     Raises:
         InputError: The file cannot be read; a record has more cells or fewer than the header; a name stands twice in
             the header; or there are no rows.
     """
     if not path.is_file():
-        raise InputError(f"{path} does not exist or is no file; give the path of a table with a header")
+        raise InputError(f"{path} does not exist or is not a file; give the path of a table with a header")
     suffix = path.suffix.lower()
     if suffix in _EXCEL or suffix in _PARQUET:
         records, what, separator = _typed(path, suffix), "Parquet" if suffix in _PARQUET else "first sheet", ""
@@ -86,7 +86,7 @@ def read_table(path: Path, separator: str = "", encoding: str = "") -> Table:
     (line, header), *rows = placed
     filled = [(place, record) for place, record in rows if any(record)]
     if not filled:
-        raise InputError(f"{path} has a header but no rows; add one row a sample")
+        raise InputError(f"{path} has a header but no rows; add one row for each sample")
     blank = len(rows) - len(filled)
     columns, cells = _rectangle(path, name, line, header, filled)
     return Table(
@@ -98,15 +98,17 @@ def read_table(path: Path, separator: str = "", encoding: str = "") -> Table:
 
 
 def _content(path: Path) -> bytes:
-    """The file's bytes, decompressed where its first bytes say so."""
-    with border("read", path, "check its rights and its disk"):
+    """The file's bytes, decompressed where the first bytes are of a compressed file."""
+    with border("read", path, "check the permissions of the file and the disk"):
         content = path.read_bytes()
     for kind, (start, suffix, decompress) in _COMPRESSED.items():
         if content.startswith(start):
-            with border(f"decompress the {kind} file", path, "copy or download it again"):
+            with border(f"decompress the {kind} file", path, "copy or download the file again"):
                 return decompress(content)
         if path.suffix.lower() == suffix:
-            raise InputError(f"{path} is no {kind} file, as its name says; rename it or compress it again")
+            raise InputError(
+                f"{path} is not a {kind} file, although its name ends in {suffix}; rename the file or compress it again"
+            )
     return content
 
 
@@ -114,7 +116,7 @@ def _only_member(content: bytes) -> bytes:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = [member for member in archive.infolist() if not member.is_dir()]
         if len(members) != 1:
-            raise zipfile.BadZipFile(f"{len(members)} files in it, where one is needed")
+            raise zipfile.BadZipFile(f"the archive holds {len(members)} files instead of one")
         return archive.read(members[0])
 
 
@@ -140,9 +142,9 @@ def _decoded(path: Path, content: bytes, encoding: str) -> tuple[str, str]:
             reason = error
             continue
         if "\0" in text:
-            raise InputError(f"{path} is no text (it holds zero bytes); save it as CSV, Excel or Parquet")
+            raise InputError(f"{path} is not text (it holds zero bytes); save the table as CSV, Excel or Parquet")
         return text, {"utf-8-sig": "UTF-8", "cp1252": "Windows-1252"}.get(name, name)
-    raise InputError(f"{path} cannot be decoded ({reason}); save it as UTF-8 or name its --encoding")
+    raise InputError(f"{path} cannot be decoded ({reason}); save the table as UTF-8 or give the --encoding of the file")
 
 
 def _separator(text: str) -> str:
@@ -151,7 +153,7 @@ def _separator(text: str) -> str:
     def fit(separator: str) -> tuple[float, int]:
         records = [record for record in islice(_reader(text, separator), _SAMPLE) if record]
         width = len(records[0]) if records else 0
-        # A cell more than the header has: a sign at the line's end, or R's row names.
+        # One cell more than the header: a separator at the end of the line, or R's row names.
         regular = sum(len(record) - width in (0, 1) for record in records)
         return (regular / len(records), width) if width > 1 else (0.0, 0)
 
@@ -172,7 +174,7 @@ def _records(path: Path, text: str, separator: str) -> Iterator[tuple[int, list[
         if record:
             yield start, [cell.strip() for cell in record]
     if end > start and _is_open(text, start, separator):
-        raise InputError(f"{path}, line {start}: a quotation mark is opened and never closed; close or double it")
+        raise InputError(f"{path}, line {start}: a quotation mark is never closed; close or double the mark")
 
 
 def _is_open(text: str, line: int, separator: str) -> bool:
@@ -197,7 +199,7 @@ def _typed(path: Path, suffix: str) -> list[list[str]]:
                 frame = pd.read_excel(path, header=None, dtype=object, keep_default_na=False)
         except ImportError as error:
             package = "pyarrow" if suffix in _PARQUET else "openpyxl"
-            raise InputError(f"{path} needs a package that reads it ({error}); pip install {package}") from error
+            raise InputError(f"another package is needed to read {path} ({error}); pip install {package}") from error
     return [[as_text(cell) for cell in row] for row in frame.itertuples(index=False)]
 
 
@@ -231,7 +233,7 @@ def _rectangle(
     for place, record in rows if longest > width or any(len(record) < width for _, record in rows) else ():
         if len(record) < width or any(record[width:]):
             raise InputError(
-                f"{path}, {name} {place}: {len(record)} cells, where the header has {width}; quote a cell that holds "
-                "the separator, and fill in the cells that are missing"
+                f"{path}, {name} {place}: the row has {len(record)} cells and the header has {width}; quote cells "
+                "that hold the separator, and fill in missing cells"
             )
     return columns, [record[:width] for _, record in rows]

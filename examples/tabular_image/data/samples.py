@@ -1,4 +1,4 @@
-"""What a data set hands over: its rows, before any splitting or fitting."""
+"""The rows of a data set, before any splitting or fitting."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ class Samples:
 
     Attributes:
         name: The data set, as error messages and figures call it.
-        images: Either one tuple of paths a row, or uint8 pixels of shape (N, H, W) or (N, H, W, 3). Several paths of a
-            row are tiled into one square mosaic. A None among them keeps its place and is a black tile. A row of no
-            path, or of None alone, has no picture.
+        images: Either a tuple of paths for each row, or uint8 pixels of shape (N, H, W) or (N, H, W, 3). Several paths
+            of a row are tiled into one square mosaic. A None among paths is a black tile. A row without a path, or with
+            None alone, has no picture.
         table: The raw columns, N rows.
         numeric: Columns of `table` that are numbers; missing values are allowed.
         categorical: Columns of `table` that are categories; missing values are allowed.
         dates: Columns of `table` that are datetimes; missing values are allowed.
-        target: The class name of each row, or a number where `quantiles` is set or the task is regression; for the task
-            multilabel bool (N, L), a column a label.
-        ids: What `predictions.csv` and error messages call each row; its `name` says what they are ("id", "line").
-        quantiles: Cut a numeric target into that many classes, at quantiles of the *training* rows.
+        target: The class name of each row, or a number where `quantiles` is set or the task is regression. For the task
+            multilabel bool (N, L), with a column for each label.
+        ids: What `predictions.csv` and error messages call each row. The name of the series says what the ids are
+            ("id", "line").
+        quantiles: Cut a numeric target into this number of classes, at quantiles of the *training* rows.
         split: "train", "val" or "test" for each row, where the publisher fixed it.
         groups: Rows of one group never sit in two splits.
         grey: The images have one channel.
         image_size: Side in pixels that suits the images, where the user names none.
         note: What the reader decided by itself, for the user to check.
         task: What is predicted: "classification", "multilabel" or "regression".
-        readings: How the text of a column was read, by its name, for `columns.reread`; none where it was no text.
-        image_columns: What the columns of pictures are called in a table of new rows.
-        features: Fixed features of each row's picture, float32 (N, F), see `features.with_features`; None before.
-        fingerprints: A number for each row's pictures, uint64 (N,), see `identity.fingerprinted`; None before.
+        readings: How the text of a column was read, by its name, for `columns.reread`. Only columns of text have one.
+        image_columns: The names of the columns of pictures in a table of new rows.
+        features: Fixed features of each row's picture, float32 (N, F); None before `features.with_features`.
+        fingerprints: A number for each row's pictures, uint64 (N,); None before `identity.fingerprinted`.
     """
 
     name: str

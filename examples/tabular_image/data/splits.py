@@ -34,9 +34,10 @@ def split_rows(
             from its training rows. Rows that share a value of `groups` stay together.
         validation: Share of all rows for validation.
         test: Share of all rows for the test.
-        folds: The test rows are one of so many stratified folds instead; each row is in exactly one of them.
-        fold: Which one, from 0.
-        seed: Draws the same rows again.
+        folds: Number of stratified folds, of which one is the test split in place of `test`. Each row is in exactly one
+            fold.
+        fold: Which fold is the test split, from 0.
+        seed: One seed always draws the same rows.
 
     Returns:
         Sorted row positions under "train", "val" and "test"; together they are all N rows, each once.
@@ -51,10 +52,11 @@ def split_rows(
             "the defaults are 0.1 and 0.2"
         )
     if folds is not None and (samples.split is not None or not 0 <= fold < folds or folds < 2):
-        fixed = (
-            f"{samples.name} has fixed splits" if samples.split is not None else f"there is no fold {fold} of {folds}"
+        raise InputError(
+            f"{samples.name} has fixed splits; leave out --folds"
+            if samples.split is not None
+            else f"there is no fold {fold} of {folds}; give two or more --folds, and a --fold from 0 to folds - 1"
         )
-        raise InputError(f"{fixed}; leave out --folds, or give two or more and a --fold from 0 to folds - 1")
     labels = strata(samples)
     _refuse_single_rows(samples, labels)
     everything = np.arange(len(samples))
@@ -75,7 +77,7 @@ def split_rows(
         if len(rows) == 0:
             raise InputError(
                 f"{samples.name}: the {name} split is empty ({len(samples)} rows in all); "
-                + ("raise its share or add rows" if samples.split is None else f"mark some rows {name!r}")
+                + (f"raise the {name} share or add rows" if samples.split is None else f"mark some rows {name!r}")
             )
     _refuse_untrained_classes(samples, labels, published)
     return {name: np.sort(rows) for name, rows in published.items()}
@@ -86,7 +88,7 @@ def _refuse_single_rows(samples: Samples, labels: np.ndarray) -> None:
         return
     classes, first, counts = np.unique(labels, return_index=True, return_counts=True)
     if len(classes) < 2:
-        raise InputError(f"{samples.name}: every row has the same target, {classes[0]!r}; two classes are needed")
+        raise InputError(f"{samples.name}: every row has the same target, {classes[0]!r}; add rows of another class")
     single = np.flatnonzero(counts == 1)
     if len(single):
         more = f" (and {len(single) - 1} more classes)" if len(single) > 1 else ""
@@ -113,7 +115,7 @@ def _published(samples: Samples, column: pd.Series) -> dict[str, np.ndarray]:
 
 
 def _fold(samples: Samples, labels: np.ndarray, folds: int, fold: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Parts all rows into those of the other folds and those of fold number `fold`."""
+    """Parts all rows into the rows of the other folds and the rows of fold number `fold`."""
     splitter = StratifiedKFold if samples.groups is None else StratifiedGroupKFold
     with warnings.catch_warnings():  # a class in fewer rows than folds is fine: training is checked at the end
         warnings.simplefilter("ignore", UserWarning)
@@ -121,13 +123,15 @@ def _fold(samples: Samples, labels: np.ndarray, folds: int, fold: int, seed: int
             parts = splitter(folds, shuffle=True, random_state=seed).split(labels, labels, samples.groups)
             return next(islice(parts, fold, None))
         except ValueError as error:
-            raise InputError(f"{samples.name} cannot be cut into {folds} folds ({error}); choose fewer") from error
+            raise InputError(
+                f"{samples.name} cannot be cut into {folds} folds ({error}); give fewer --folds"
+            ) from error
 
 
 def _cut(
     samples: Samples, rows: np.ndarray, labels: np.ndarray, size: int, name: str, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Parts `rows` into those that stay and about `size` that leave for the split `name`."""
+    """Parts `rows` into rows that stay and about `size` rows that leave for the split `name`."""
     if size == 0:
         return rows, rows[:0]
     if samples.groups is not None:
@@ -143,7 +147,7 @@ def _cut(
             folded = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
             stay, leave = next(folded.split(rows, labels[rows], groups))
         return rows[stay], rows[leave]
-    # A class down to one row (the other went to the test) can only train.
+    # A class of which one row is left (the other went to the test) can only train.
     classes, counts = np.unique(labels[rows], return_counts=True)
     lonely = pd.Index(labels[rows]).isin(classes[counts == 1])
     shared = rows[~lonely]
@@ -151,7 +155,7 @@ def _cut(
     if size < needed or len(shared) - size < needed:
         raise InputError(
             f"{samples.name}: a {name} split of {size} of {len(rows)} rows cannot hold each of the {needed} classes; "
-            "change its share, add rows, or give a split column"
+            "change the share, add rows, or give a split column"
         )
     stay, leave = train_test_split(shared, test_size=size, stratify=labels[shared], random_state=seed)
     return np.concatenate([rows[lonely], stay]), leave
@@ -164,6 +168,6 @@ def _refuse_untrained_classes(samples: Samples, labels: np.ndarray, rows: dict[s
     if untrained.any():
         row = int(untrained.argmax())
         raise InputError(
-            f"class {labels[row]!r} has no training row; its first row is {samples.where(row)}: "
-            "move rows of that class to the training split or remove them"
+            f"class {labels[row]!r} has no training row (its first row is {samples.where(row)}); "
+            "move rows of that class to the training split or remove these rows"
         )

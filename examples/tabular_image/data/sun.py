@@ -22,12 +22,12 @@ def sun(root: Path) -> Samples:
     Layout of `root`: `SUNAttributeDB/attributes.mat` (102 names), `images.mat` (14,340 paths below `images/`, such as
     `a/abbey/sun_*.jpg`) and `attributeLabels_continuous.mat` (14,340 x 102, the share of three votes); and `images/`.
 
-    An attribute holds where at least two of three votes say so, the target as well as the table. The publisher fixes
-    no split; the one protocol is 70% to train, 10% to validate and 20% to test, stratified, always with the same seed.
+    An attribute holds where at least two of three votes say so, in the target and in the table. The publisher fixes no
+    split. The one protocol is 70% to train, 10% to validate and 20% to test, stratified, always with the same seed.
 
-    The trap: "enclosed area" and "semi-enclosed area" look like the target's complement. The released code drops them
-    from the table of its table-only model (99 columns) and not from that of its fused models (101). Here every method
-    reads the same 101 columns.
+    The trap: "enclosed area" and "semi-enclosed area" look like the target's complement. The released code drops both
+    columns for its table-only model (99 columns), and keeps both for its fused models (101). Here every method reads
+    the same 101 columns.
 
     The reference configuration has images of 225 pixels: `--image_size 225`.
 

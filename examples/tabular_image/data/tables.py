@@ -14,9 +14,9 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from ..errors import InputError
 from .samples import Samples
 
-MANY = 100  # categories; a column of more is hashed
-HASHED = 64  # encoded columns of a hashed one
-_DROWNED = 1e6  # as often as all others deviates a number beside which float32 cannot tell them apart
+MANY = 100  # categories; a column with more categories is hashed
+HASHED = 64  # encoded columns of a hashed column
+_DROWNED = 1e6  # beside a number with this many times the deviation of the others, float32 cannot tell the others apart
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class TableColumn:
     """Where a raw column stands in the encoded table.
 
     Attributes:
-        name: As in the raw table; with the feature's name for those of a date or a hashed column.
-        start: First encoded column.
-        stop: One past the last: one column for a number, one a category for a categorical column.
-        categorical: Whether it is one-hot encoded.
+        name: The name in the raw table. Columns of a date or of a hashed column also have the name of the feature.
+        start: The first encoded column.
+        stop: One past the last encoded column. A number has one column. A categorical column has one for each category.
+        categorical: Whether the column is one-hot encoded.
     """
 
     name: str
@@ -42,9 +42,9 @@ class EncodedTable:
 
     Attributes:
         values: Float32 (N, D), finite everywhere.
-        columns: What its columns are: numbers first.
-        problems: One sentence for each cell whose number cannot be used.
-        encoder: What encodes other rows alike.
+        columns: What the columns of `values` are, numbers first.
+        problems: Sentences about cells whose numbers cannot be used.
+        encoder: Encodes other rows in the same way.
     """
 
     values: np.ndarray
@@ -58,10 +58,10 @@ class TableEncoder:
     """How a raw table becomes numbers, fitted on training rows: see `encode_table`.
 
     Attributes:
-        limits: For each number, its median, and the deviation from the median beyond which a cell counts as missing.
+        limits: For each number, the median, and the deviation from the median beyond which a cell counts as missing.
         timed: For each date, whether its training rows have a time of day.
         hashed: Categorical columns of more than 100 values.
-        categories: The categories of each other categorical column, in the order of its block.
+        categories: The categories of each other categorical column, in the order of the encoded columns.
         scale: For each number, feature of a date and hash: exponent, median, mean and deviation, (4, columns).
     """
 
@@ -72,17 +72,17 @@ class TableEncoder:
     scale: np.ndarray
 
     def state(self) -> dict[str, Any]:
-        """Everything in builtin types."""
+        """All attributes in builtin types."""
         return vars(self) | {"scale": self.scale.tolist()}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> TableEncoder:
-        """What `state` described."""
+        """The encoder that `state` described."""
         limits = {name: (float(middle), float(limit)) for name, (middle, limit) in state["limits"].items()}
         return cls(**(state | {"limits": limits, "scale": np.array(state["scale"], dtype=float).reshape(4, -1)}))
 
     def encode(self, samples: Samples) -> EncodedTable:
-        """The rows of a data set with the same columns.
+        """Encodes the rows of a data set that has the same columns.
 
         Raises:
             InputError: A numeric column holds text.
@@ -103,7 +103,7 @@ class TableEncoder:
         return EncodedTable(np.concatenate(blocks, axis=1), columns, problems, self)
 
     def _numbers(self, samples: Samples, problems: list[str]) -> pd.DataFrame:
-        """Floats (N, columns), NaN where a cell is missing or told in `problems`."""
+        """Floats (N, columns), NaN where a cell is missing or named in `problems`."""
         parts = [
             *(_usable(samples, name, *limits, problems) for name, limits in self.limits.items()),
             *(_date_features(samples.table[name], timed) for name, timed in self.timed.items()),
@@ -116,9 +116,10 @@ def encode_table(samples: Samples, train: np.ndarray) -> EncodedTable:
     """Imputes and standardises numbers and the features of dates; one-hot encodes categories, or hashes many of them.
 
     A date becomes its year, its seconds since 1970, and month, day, hour and weekday as points on a circle (skrub's
-    `DatetimeEncoder`). A categorical column of more than 100 values becomes 64 numbers: its values' n-grams of one to
-    three letters, hashed (scikit-learn's `HashingVectorizer`), so that no column makes the table wide. A cell that is
-    not finite, or whose number would drown all others of its column, counts as missing.
+    `DatetimeEncoder`). A categorical column of more than 100 values becomes 64 numbers, so that the table stays narrow:
+    the n-grams of one to three letters of each value are hashed (scikit-learn's `HashingVectorizer`). A number counts
+    as missing where it is not finite. A number also counts as missing where it is so far from the others that float32
+    cannot tell the others apart.
 
     Args:
         samples: The data set of N rows.
@@ -129,7 +130,9 @@ def encode_table(samples: Samples, train: np.ndarray) -> EncodedTable:
         InputError: There is no column, or a numeric column holds text.
     """
     if not (samples.numeric or samples.categorical or samples.dates):
-        raise InputError(f"{samples.name}: the table has no column that can be used; name at least one")
+        raise InputError(
+            f"{samples.name}: the table has no column that can be used; name a numeric or categorical column"
+        )
     text = {name: _text(samples, name) for name in samples.categorical}
     hashed = [name for name in text if text[name].nunique() > MANY]
     unscaled = TableEncoder(
@@ -147,21 +150,21 @@ def encode_table(samples: Samples, train: np.ndarray) -> EncodedTable:
 def _scale(numbers: pd.DataFrame, train: np.ndarray) -> np.ndarray:
     """Exponent, median, mean and deviation of each column, (4, columns), from the training rows.
 
-    Squares of numbers beyond 1e150 have no float; a power of two changes no digit.
+    Squares of numbers beyond 1e150 overflow. A power of two scales such columns, as it changes no digit.
     """
     if not len(numbers.columns):
         return np.empty((4, 0))
     values = numbers.to_numpy(dtype=float)
     exponents = np.frexp(np.nanmax(np.abs(values), axis=0, initial=0))[1]
     exponents = np.where(np.abs(exponents) > 400, -exponents, 0)
-    # An empty column stays, as zeros: D must not depend on which rows happen to train.
+    # An empty column stays, as zeros: the training rows must not change D.
     imputer, scaler = SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler()
     scaler.fit(imputer.fit_transform(np.ldexp(values[train], exponents)))
     return np.stack([exponents, np.nan_to_num(imputer.statistics_), scaler.mean_, scaler.scale_])
 
 
 def _one_hot(cells: pd.Series, categories: list[str]) -> np.ndarray:
-    """Float32 (N, categories); zeros for a category that is not among them."""
+    """Float32 (N, categories); zeros for a category that is not listed."""
     encoder = OneHotEncoder(
         categories=[np.array(categories, dtype=object)],
         handle_unknown="ignore",
@@ -190,17 +193,17 @@ def _as_floats(samples: Samples, column: str) -> pd.Series:
         row = int(text.to_numpy().argmax())
         raise InputError(
             f"{samples.where(row)}: column {column!r} is numeric but holds {raw.iloc[row]!r}; "
-            "correct the value or name the column among the categorical ones"
+            "correct the value or name the column as categorical"
         )
     return numbers
 
 
 def _usable(samples: Samples, column: str, middle: float, limit: float, problems: list[str]) -> pd.Series:
-    """Floats (N,), NaN where a cell is missing or told in `problems`."""
+    """Floats (N,), NaN where a cell is missing or named in `problems`."""
     raw, numbers = samples.table[column], _as_floats(samples, column)
     infinite = np.isinf(numbers.to_numpy())
     drowning = _far(numbers.to_numpy(), middle) > limit
-    for unusable, what in ((infinite, "which is not finite"), (drowning, "beside which its other numbers vanish")):
+    for unusable, what in ((infinite, "which is not finite"), (drowning, "too far from the other numbers for float32")):
         rows = np.flatnonzero(unusable)
         more = f", as do {len(rows) - 1} more cells" if len(rows) > 1 else ""
         for row in rows[:1]:
@@ -212,13 +215,13 @@ def _usable(samples: Samples, column: str, middle: float, limit: float, problems
 
 
 def _limits(numbers: np.ndarray) -> tuple[float, float]:
-    """The median of a column, and how far from the median float32 cannot tell its other numbers apart."""
+    """The median of a column, and the deviation beyond which a number makes float32 lose the other numbers."""
     finite = np.isfinite(numbers)
     middle = float(np.median(numbers[finite])) if finite.any() else 0.0
     far = _far(numbers, middle)
     ordered = np.sort(far[far > 0])
     jumps = np.flatnonzero(ordered[1:] / _DROWNED > ordered[:-1])
-    # The numbers above a jump are the errors, where they are few.
+    # A few numbers above a jump are errors.
     limits = [ordered[jump] for jump in jumps if len(ordered) - jump - 1 <= max(1, len(numbers) // 20)]
     return middle, float(limits[0]) if limits else np.inf
 
@@ -230,17 +233,17 @@ def _far(numbers: np.ndarray, middle: float) -> np.ndarray:
 
 
 def _timed(dates: pd.Series, train: np.ndarray) -> bool:
-    """Whether training rows have a time of day; all rows decide where no training row has a date."""
+    """Whether training rows have a time of day. All rows decide where no training row has a date."""
     known = dates.iloc[train].dropna() if dates.iloc[train].notna().any() else dates.dropna()
     return bool((known.dt.normalize() != known).any())
 
 
 def _date_features(dates: pd.Series, timed: bool) -> pd.DataFrame:
-    """Features of a column of datetimes, floats with NaN where it is missing."""
+    """Features of a column of datetimes, floats with NaN where a date is missing."""
     from skrub import DatetimeEncoder  # takes seconds, and few tables have dates
 
     encoder = DatetimeEncoder(add_weekday=True, periodic_encoding="circular")
-    # The encoder looks at its first column for times of day alone.
+    # The encoder looks only at the column it is fitted to for times of day.
     encoder.fit(pd.Series([pd.Timestamp("2000-01-01 01:00" if timed else "2000-01-01")], name=dates.name))
     dates = dates.reset_index(drop=True)
     return encoder.transform(dates).astype(float).set_axis(dates.index)

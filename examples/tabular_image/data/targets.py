@@ -20,8 +20,8 @@ from .samples import Samples
 
 Task = Literal["classification", "multilabel", "regression"]
 
-_FEW_CLASSES = 20  # a column with no more different numbers names classes
-_FEW_ROWS = 0.1  # as does one of integers with no more different numbers than this share of the rows
+_FEW_CLASSES = 20  # numbers with at most this many different values are classes
+_FEW_ROWS = 0.1  # integers are classes too, if the different values are at most this share of the rows
 _STRATA = 20  # sets of labels that the splits hold in equal shares
 _SIGNS = re.compile(r"[|;]")
 _TRUE, _FALSE = {"1", "1.0", "true", "yes", "y", "t", "x"}, {"0", "0.0", "false", "no", "n", "f", ""}
@@ -34,11 +34,11 @@ class Target:
     Attributes:
         task: What is predicted: one class of several, several labels, or a number.
         names: The classes, the labels, or the one name of the number.
-        counts: Training rows of each class, or with each label; of a number, all training rows.
+        counts: Training rows of each class, or with each label; for a number, all training rows.
         rows: Training rows.
-        mean: Of the number on the training rows; the encoded number is (number - mean) / deviation.
-        deviation: Of the number on the training rows.
-        log: Whether the number was replaced by its natural logarithm before.
+        mean: Mean of the number over the training rows; the encoded number is (number - mean) / deviation.
+        deviation: Standard deviation of the number over the training rows.
+        log: Whether the natural logarithm replaced the number, before mean and deviation were taken.
     """
 
     task: Task
@@ -63,11 +63,12 @@ def encode_target(samples: Samples, train: np.ndarray, *, log: bool = False) -> 
         number float (N,).
 
     Raises:
-        InputError: A number has no logarithm, or all training rows have one number; `log` is for no number.
+        InputError: A number has no logarithm, all training rows have the same number, or `log` is set for a target that
+            is not a number.
     """
     if log and samples.task != "regression":
         raise InputError(
-            f"--log_target is for a number, and the task of {samples.name} is {samples.task}; leave it out"
+            f"--log_target is for a number, and the task of {samples.name} is {samples.task}; leave out --log_target"
         )
     match samples.task:
         case "classification":
@@ -85,8 +86,9 @@ def encode_target(samples: Samples, train: np.ndarray, *, log: bool = False) -> 
 def strata(samples: Samples) -> np.ndarray:
     """A class of each row, (N,), that splits hold in equal shares.
 
-    The class itself; of a number the tenth that it is in; of labels the set, where the set is frequent. The quantiles
-    of a number that is cut into classes are those of all rows here, and serve only to balance the splits.
+    Classes stay classes. A number becomes the tenth of the rows that it is in. Labels become the set of labels, where
+    the set is frequent. A number that is cut into classes is cut at quantiles of all rows here, which serve only to
+    balance the splits.
     """
     match samples.task:
         case "classification" if samples.quantiles is None:
@@ -103,25 +105,25 @@ def read_target(
 ) -> tuple[Task, pd.Series | pd.DataFrame, str]:
     """A target as people write it.
 
-    Several columns are labels: a column of yes and no (or 1 and 0, true and false) is one label, another column has a
-    label for each of its values. One column whose cells are lists is labels too. One column of many different numbers
-    is a number, and anything else is classes.
+    Several columns are labels. A column of yes and no (or 1 and 0, true and false) is one label. Any other of several
+    columns has a label for each of its values. One column whose cells are lists is labels too. One column of many
+    different numbers is a number. Any other column is classes.
 
     Args:
         cells: The target columns as text, N rows.
-        task: What the user says that the target is; "" where it is to be inferred.
-        separator: Between the cells of the file.
+        task: The task that the user names; "" infers the task.
+        separator: The sign between the cells of the file.
         where: Names the row at a position for an error message.
 
     Returns:
         The task, the target as `Samples` has it, and what was decided, in words.
 
     Raises:
-        InputError: The cells are not what `task` needs.
+        InputError: The cells do not fit `task`.
     """
     if len(cells.columns) > 1:
         if task not in ("", "multilabel"):
-            raise InputError(f"--task {task} has one target column, not {len(cells.columns)}; give --task multilabel")
+            raise InputError(f"--task {task} takes one target column, not {len(cells.columns)}; give --task multilabel")
         labels = pd.concat([_labels_of(cells[name]) for name in cells], axis=1)
         return "multilabel", labels, f"{len(labels.columns)} labels"
     column = cells.iloc[:, 0]
@@ -131,7 +133,9 @@ def read_target(
             lists = column.map(_parts)
             names = sorted({name for names in lists for name in names})
             if not names:
-                raise InputError(f"column {column.name!r} holds no label; name a column of lists, or several columns")
+                raise InputError(
+                    f"target column {column.name!r} holds no label; name a column of lists, or several columns"
+                )
             labels = pd.DataFrame({name: lists.map(lambda its, name=name: name in its) for name in names})
             return "multilabel", labels, f"{len(names)} labels, from lists"
         case "regression":
@@ -153,7 +157,7 @@ def _infer(column: pd.Series, separator: str) -> Task:
     lists = filled[filled.str.contains(_SIGNS) | filled.str.fullmatch(r"\[.*\]")]
     if len(lists):
         labels = {name for cell in filled for name in _parts(cell)}
-        if len(labels) < filled.nunique():  # labels come in other company again
+        if len(labels) < filled.nunique():  # labels recur in other combinations
             return "multilabel"
     found = numbers(column, separator)
     if found is not None:
@@ -211,6 +215,8 @@ def _number(samples: Samples, train: np.ndarray, log: bool) -> tuple[Target, Ten
         values = np.log(values)
     mean, deviation = float(values[train].mean()), float(values[train].std())
     if not deviation > 0:
-        raise InputError(f"{samples.name}: every training row has the same target, {values[train][0]:g}")
+        raise InputError(
+            f"{samples.name}: every training row has the same target, {values[train][0]:g}; add other rows"
+        )
     target = Target("regression", (str(samples.target.name),), (len(train),), len(train), mean, deviation, log)
     return target, torch.from_numpy(((values - mean) / deviation).astype(np.float32))

@@ -38,12 +38,13 @@ class ImageEncoder(nn.Module):
 
 
 class WholeEncoder(nn.Module):
-    """A network that makes features by itself, such as one of timm or one's own.
+    """A network that makes features by itself, such as a model of timm or the user's own.
 
     Args:
         network: (B, channels, S, S) to (B, width).
-        width: Features.
-        spatial: Its `forward_features` makes maps (B, width, H, W). Else the features are maps of one position.
+        width: Number of features.
+        spatial: The network's `forward_features` makes maps (B, width, H, W). Else the features are maps of one
+            position.
     """
 
     def __init__(self, network: nn.Module, width: int, spatial: bool = False) -> None:
@@ -76,7 +77,7 @@ class SmallCNN(nn.Module):
         super().__init__()
         self.blocks = nn.Sequential(
             _block(channels, 24, stride=2),
-            nn.MaxPool2d(2, ceil_mode=True),  # ceil: an 8 x 8 image is down to 1 x 1 before the last block
+            nn.MaxPool2d(2, ceil_mode=True),  # ceil: an 8 x 8 image has shrunk to 1 x 1 before the last block
             _block(24, 48),
             nn.MaxPool2d(2, ceil_mode=True),
             _block(48, 96),
@@ -129,14 +130,15 @@ def image_encoder(name: str, channels: int, pretrained: bool = False, *, size: i
     """An encoder from (B, channels, S, S) to (B, width), with feature maps (B, width, H, W) as `maps`.
 
     Args:
-        name: "small", "features", "resnet18" or "resnet50"; "timm:NAME" for a model of timm; or one's own
+        name: "small", "features", "resnet18" or "resnet50"; "timm:NAME" for a model of timm; or the user's own
             "package.module:factory", whose factory is called with `channels=` and returns a module.
-        channels: 1 or 3; for "features", how many there are.
-        pretrained: Start from the weights that torchvision or timm has, downloaded once.
-        size: S, which some models of timm are built for, and on which others and one's own are tried.
+        channels: 1 or 3; for "features" the number of features.
+        pretrained: Start from the weights of torchvision or timm, which are downloaded once.
+        size: S. Some models of timm are built for S. Other models of timm and the user's own are tried on S.
 
     Raises:
-        InputError: An unknown name, no weights for the encoder, a failed download, or no features (B, width).
+        InputError: The name is unknown, the encoder has no pretrained weights, the download fails, or the encoder does
+            not make features (B, width).
 
     Example:
         >>> image_encoder("timm:convnext_atto", channels=3, size=64).width
@@ -148,7 +150,7 @@ def image_encoder(name: str, channels: int, pretrained: bool = False, *, size: i
     if pretrained and not name.startswith("resnet"):
         what = f"the image encoder {name!r} has no ImageNet weights"
         if name not in IMAGE_ENCODERS:
-            raise InputError(f"{what} of the pipeline; leave --pretrained out and load weights in its factory")
+            raise InputError(f"{what} in the pipeline; leave --pretrained out and load weights in the factory")
         raise InputError(f"{what}; choose resnet18, resnet50 or a model of timm")
     if name not in IMAGE_ENCODERS:
         return _own(name, channels, size)
@@ -164,7 +166,7 @@ def _resnet(name: str, channels: int, pretrained: bool) -> ImageEncoder:
     except (URLError, OSError, RuntimeError) as error:  # RuntimeError: the checksum of a broken download
         raise InputError(
             f"the ImageNet weights of {name} could not be downloaded ({error}); connect to the internet once, put the "
-            f"file into {torch.hub.get_dir()}/checkpoints, or start from random weights"
+            f"file into {torch.hub.get_dir()}/checkpoints, or leave --pretrained out to start from random weights"
         ) from error
     if channels != 3:
         first = resnet.conv1
@@ -192,8 +194,8 @@ def _of_timm(model: str, channels: int, pretrained: bool, size: int) -> WholeEnc
             network = _sized(model, size if usual and usual.fixed_input_size else None, settings)
         except OSError as error:
             raise InputError(
-                f"the weights of {TIMM}{model} cannot be had ({reason(error)}); connect to the internet once, copy "
-                f"them into {HF_HUB_CACHE} or {torch.hub.get_dir()}/checkpoints, or leave --pretrained out"
+                f"the weights of {TIMM}{model} cannot be loaded ({reason(error)}); connect to the internet once, copy "
+                f"the weights into {HF_HUB_CACHE} or {torch.hub.get_dir()}/checkpoints, or leave --pretrained out"
             ) from error
         features, maps = trial(torch.zeros(2, channels, size, size), network, network.forward_features)
     width = features.shape[1]
@@ -201,11 +203,11 @@ def _of_timm(model: str, channels: int, pretrained: bool, size: int) -> WholeEnc
 
 
 def _sized(model: str, size: int | None, settings: dict[str, Any]) -> nn.Module:
-    """A model of timm, for pictures of a size where it takes one."""
+    """A model of timm, built for pictures of a size if the model takes a size."""
     import timm
 
     if size is not None:
-        with contextlib.suppress(TypeError):  # its size cannot be chosen: the trial tells whether the pictures have it
+        with contextlib.suppress(TypeError):  # the model takes no size: the trial tells whether the pictures fit
             return timm.create_model(model, img_size=size, **settings)
     return timm.create_model(model, **settings)
 

@@ -43,10 +43,10 @@ class TableMLP(nn.Module):
 class TableFTTransformer(nn.Module):
     """FT-Transformer of Gorishniy et al. (NeurIPS 2021), (B, table_width) to (B, width).
 
-    A token for each column, numbers and categories apart, and CLS. A cell whose category no training row has, and a
-    cell of an absent table, is a category of its own. The network is rtdl_revisiting_models' preset of two blocks (128
-    features a token, 8 heads, dropout of its own), where the default has three blocks of 192: attention among columns
-    costs most, and small tables do not need the rest.
+    Each column becomes a token, and the token CLS is added. A cell whose category no training row has, and a cell of an
+    absent table, is a category of its own. The network is rtdl_revisiting_models' preset of two blocks (128 features a
+    token, 8 heads, dropout of its own). The default has three blocks of 192 features: attention among columns costs
+    most, and small tables do not need the rest.
 
     Args:
         columns: Where the raw columns stand in the encoded table.
@@ -92,14 +92,14 @@ def table_encoder(name: str, columns: Sequence[TableColumn], table_width: int, w
     """An encoder from (B, table_width) to (B, width).
 
     Args:
-        name: "mlp", "ft_transformer", or one's own "package.module:factory", whose factory is called with
+        name: "mlp", "ft_transformer", or the user's own "package.module:factory", whose factory is called with
             `table_width=` and `width=` and returns a module.
         columns: Where the raw columns stand in the encoded table.
         table_width: Columns of the encoded table.
-        width: Features, as many as the image encoder has.
+        width: Number of features, as in the image encoder.
 
     Raises:
-        InputError: An unknown name, or no features (B, width).
+        InputError: The name is unknown, or the encoder does not make features (B, width).
 
     Example:
         >>> table_encoder("mlp", [], table_width=8, width=256)(torch.zeros(2, 8)).shape

@@ -13,9 +13,9 @@ from ..errors import InputError
 
 @torch.no_grad()
 def trial(example: Tensor, network: nn.Module, *functions: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """What a network, and functions of the network, make of an example in eval mode.
+    """The results of a network, and of functions of the network, for an example in eval mode.
 
-    The network's mode and the random numbers after the trial are as if there had been none.
+    The trial leaves the network's mode and the random numbers as they were.
     """
     training = network.training
     network.eval()
@@ -26,14 +26,14 @@ def trial(example: Tensor, network: nn.Module, *functions: Callable[[Tensor], Te
 
 
 def checked_width(kind: str, name: str, network: nn.Module, example: Tensor, width: int | None) -> int:
-    """The features that one's own encoder makes, counted in a trial.
+    """The number of features that the user's own encoder makes, counted in a trial.
 
     Args:
         kind: "image" or "table".
         name: "package.module:factory".
         network: What the factory made.
         example: (2, ...).
-        width: How many features there must be; None allows any number.
+        width: The number of features that is needed; None allows any number.
 
     Raises:
         InputError: The network fails, or does not make (2, width).
@@ -44,6 +44,6 @@ def checked_width(kind: str, name: str, network: nn.Module, example: Tensor, wid
     if len(shape) != 2 or shape[0] != 2 or width not in (None, shape[1]):
         raise InputError(
             f"the {kind} encoder {name} makes {shape or type(features).__name__} of an input {tuple(example.shape)}; "
-            f"let it return a tensor (2, {width or 'width'})"
+            f"let the encoder return a tensor (2, {width or 'width'})"
         )
     return shape[1]

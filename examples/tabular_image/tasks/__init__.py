@@ -1,4 +1,4 @@
-"""The tasks, one file each: what a prediction is, what it costs to be wrong, and how predictions are fused."""
+"""The tasks, one file each: what a prediction is, what a wrong prediction costs, and how predictions are fused."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def build_task(target: Target, class_weights: str = "none") -> Task:
     """The task of a target.
 
     Args:
-        target: What its numbers mean.
-        class_weights: "none", or "balanced": all classes weigh alike in the loss, however many rows they have.
+        target: What the numbers of the target mean.
+        class_weights: "none", or "balanced": all classes weigh the same in the loss, however many rows they have.
 
     Raises:
-        InputError: Class weights are asked for where there are no classes.
+        InputError: Class weights are given for a task without classes.
     """
     return TASKS[target.task](target, class_weights)

@@ -19,7 +19,7 @@ Figures = dict[str, float | None]
 class Task(nn.Module):
     """A loss and an uncertainty score of a head's outputs (B, outputs), and what follows from the two.
 
-    Without parameters; its buffers go to the device with a method.
+    A task has no parameters. The buffers of a task go to the device with its method.
 
     Args:
         target: What the numbers of the target mean.
@@ -28,7 +28,7 @@ class Task(nn.Module):
     Attributes:
         name: As in `--task`.
         figure: The measure that tables and curves show: more is better.
-        selections: What `--select` may choose the tested epoch by; the first is the default.
+        selections: The measures that `--select` may name; the first is the default.
         outputs: Columns of a head.
     """
 
@@ -40,7 +40,8 @@ class Task(nn.Module):
         super().__init__()
         if class_weights != "none" and self.name != "classification":
             raise InputError(
-                f"--class_weights {class_weights} is for classes, and the task is {self.name}; leave it out"
+                f"--class_weights {class_weights} is for classes, and the task is {self.name}; "
+                "leave out --class_weights"
             )
         self.target = target
         self.outputs = len(target.names)
@@ -54,15 +55,15 @@ class Task(nn.Module):
         return outputs
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """The mean over the rows, a scalar; that of the guides too."""
+        """The mean loss over the rows, a scalar. Guides have this loss too."""
         raise NotImplementedError
 
     def uncertainty(self, outputs: Tensor) -> Tensor:
-        """(B,), higher is harder."""
+        """The uncertainty of each row, (B,); harder rows have higher values."""
         raise NotImplementedError
 
     def mean(self, outputs: Mapping[str, Tensor]) -> Tensor:
-        """The mean of the voices' outputs."""
+        """The mean of the outputs of the voices."""
         return fuse_logits(outputs)
 
     def product(self, outputs: Sequence[Tensor]) -> Tensor:
@@ -70,15 +71,15 @@ class Task(nn.Module):
         raise NotImplementedError
 
     def calibrated(self, voices: Sequence[str]) -> nn.Module:
-        """A fusion to be fitted."""
+        """A fusion that `fit` fits."""
         raise NotImplementedError
 
     def fit(self, calibrated: nn.Module, outputs: Mapping[str, Tensor], target: Tensor) -> None:
-        """Fit it to held-out outputs (N, outputs) by voice."""
+        """Fits the fusion to held-out outputs (N, outputs) by voice."""
         calibrated.fit(outputs, target)
 
     def measure(self, outputs: Tensor, target: Tensor, *, brief: bool = False) -> Figures:
-        """Figures by name; None where one is not defined. `brief` leaves out what takes long."""
+        """Figures by name; an undefined figure is None. `brief` leaves out figures that take long."""
         raise NotImplementedError
 
     def answers(self, outputs: Tensor) -> pd.Series:
@@ -86,7 +87,7 @@ class Task(nn.Module):
         raise NotImplementedError
 
     def details(self, outputs: Tensor) -> pd.DataFrame:
-        """How sure the prediction is: all probabilities, or the interval; N rows."""
+        """How sure the answer is, in full, N rows: all probabilities, or the interval."""
         raise NotImplementedError
 
     def confidence(self, outputs: Tensor) -> pd.DataFrame:

@@ -19,9 +19,10 @@ from .base import Figures, Task
 class Classification(Task):
     """Softmax and cross-entropy on logits (B, C).
 
-    With balanced class weights a row weighs N / (C n_c), for n_c training rows of its class among N: every class weighs
-    alike. The loss is divided by the number of rows, not by the sum of their weights, and stays a mean over rows. The
-    product of experts then divides by a uniform prior, and the calibrated fusion is fitted with the weights.
+    With balanced class weights a row weighs N / (C n_c), for n_c training rows of its class among N. Every class then
+    weighs the same. The loss stays a mean over rows: its sum is divided by the number of rows, not by the sum of the
+    weights. The product of experts then divides by a uniform prior, and the calibrated fusion is fitted with the
+    weights.
     """
 
     name = "classification"
@@ -50,7 +51,7 @@ class Classification(Task):
         return entropy(outputs)
 
     def product(self, outputs: Sequence[Tensor]) -> Tensor:
-        """The product that knows the frequencies of the classes."""
+        """The product of experts, with the frequencies of the classes as the prior."""
         return fuse_logits(outputs, log_prior=self.log_prior)
 
     def calibrated(self, voices: Sequence[str]) -> CalibratedFusion:
@@ -58,7 +59,7 @@ class Classification(Task):
         return CalibratedFusion(voices, self.outputs)
 
     def fit(self, calibrated: nn.Module, outputs: Mapping[str, Tensor], target: Tensor) -> None:
-        """Fit it, with the class weights."""
+        """Fits the fusion with the class weights."""
         calibrated.fit(outputs, target, weight=self.weight)
 
     def measure(self, outputs: Tensor, target: Tensor, *, brief: bool = False) -> Figures:
@@ -71,7 +72,7 @@ class Classification(Task):
 
     def details(self, outputs: Tensor) -> pd.DataFrame:
         """The probability of each class."""
-        # In float64 first: the last bit of float32's depends on where a number lies in memory.
+        # In float64 first: the last bit of a float32 softmax depends on where a number lies in memory.
         return pd.DataFrame(
             outputs.double().softmax(dim=1).float().numpy(), columns=pd.Index(self.target.names, dtype=object)
         )

@@ -1,4 +1,4 @@
-"""Several labels at once, each of which a row has or has not."""
+"""Several labels at once: a row may have each label or not."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class MultiLabel(Task):
 
     def __init__(self, target: Target, class_weights: str = "none") -> None:
         super().__init__(target, class_weights)
-        # One row more of either kind: a label that every training row has, or none, has odds.
+        # One more row with each label and one without: the odds stay finite if all training rows have a label, or none.
         shares = (torch.tensor(target.counts) + 1) / (target.rows + 2)
         self.register_buffer("log_odds", shares.logit(), persistent=False)
 
@@ -40,7 +40,7 @@ class MultiLabel(Task):
         return binary_entropy(outputs)
 
     def product(self, outputs: Sequence[Tensor]) -> Tensor:
-        """The product, label by label, that knows how frequent each label is."""
+        """The product of experts for each label, with the frequency of the label as the prior."""
         return fuse_logits(outputs, log_odds=self.log_odds)
 
     def calibrated(self, voices: Sequence[str]) -> CalibratedLabelFusion:
@@ -57,7 +57,7 @@ class MultiLabel(Task):
 
     def details(self, outputs: Tensor) -> pd.DataFrame:
         """The probability of each label."""
-        # In float64 first: the last bit of float32's depends on where a number lies in memory.
+        # In float64 first: the last bit of a float32 sigmoid depends on where a number lies in memory.
         return pd.DataFrame(
             outputs.double().sigmoid().float().numpy(), columns=pd.Index(self.target.names, dtype=object)
         )

@@ -17,11 +17,11 @@ from ..metrics import measure_numbers
 from .base import Figures, Task
 
 _LOWEST, _HIGHEST = -10.0, 2.0  # log-variance of a standardised number
-LEVEL = 0.9  # of the intervals
+LEVEL = 0.9  # the probability that an interval holds the number
 
 
 def bounded(outputs: Tensor) -> Tensor:
-    """Means as they are, log-variances between -10 and 2; no gradient vanishes there (Chua et al., NeurIPS 2018).
+    """Keeps means and bounds log-variances to -10 to 2, so that no gradient vanishes (Chua et al., NeurIPS 2018).
 
     Args:
         outputs: (B, 2).
@@ -42,8 +42,8 @@ class GaussianHead(nn.Linear):
 class Regression(Task):
     """Mean and log-variance (B, 2) of a Gaussian, and its negative log-likelihood (Nix and Weigend, ICNN 1994).
 
-    The number is standardised on the training rows, and may be the logarithm of the user's. Answers are in the user's
-    units: medians, and intervals that hold the number with a probability of 90%.
+    The number is standardised on the training rows, and may be the logarithm of the user's number. Answers are in the
+    user's units: medians, and intervals that hold the number with a probability of 90%.
     """
 
     name = "regression"
@@ -63,7 +63,7 @@ class Regression(Task):
         return bounded(outputs)
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """The negative log-likelihood without its constant; torch's own looks at the variance, which stops a device."""
+        """The negative log-likelihood without its constant. torch's own loss checks the variance, so a device waits."""
         mean, log_variance = outputs.unbind(dim=1)
         return 0.5 * (log_variance + (target.to(mean.dtype) - mean).square() * (-log_variance).exp()).mean()
 

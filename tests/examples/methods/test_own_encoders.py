@@ -124,10 +124,10 @@ def test_a_run_with_encoders_of_ones_own_resumes(name, arguments, tmp_path):
     [
         ("image_encoder", "my_encoder:Flat", ["No module named 'my_encoder'", "lies in the current folder"]),
         ("image_encoder", "my_encoders:Flatt", ["has no 'Flatt'", "did you mean 'Flat'?"]),
-        ("image_encoder", "my_encoders:", ["has no ''", "define it in"]),
+        ("image_encoder", "my_encoders:", ["has no ''", "define '' in"]),
         ("image_encoder", "my_encoders:NUMBER", ["is int", "function or class"]),
-        ("image_encoder", "my_encoders:without_arguments", ["called with channels=", "let it take that"]),
-        ("table_encoder", "my_encoders:maps", ["called with table_width=, width=", "let it take that"]),
+        ("image_encoder", "my_encoders:without_arguments", ["called with channels=", "accept this call"]),
+        ("table_encoder", "my_encoders:maps", ["called with table_width=, width=", "accept this call"]),
         ("table_encoder", "broken:table", ["broken:table", "invalid syntax"]),
         ("table_encoder", "ft_transfomer", ["did you mean 'ft_transformer'?", "mlp"]),
         ("image_encoder", "resnet81", ["did you mean 'resnet18'?", "timm:NAME"]),
@@ -162,7 +162,7 @@ def test_a_table_encoder_of_another_width_is_refused(name):
 
 
 def test_weights_of_ones_own_encoder_are_the_factorys(name):
-    with pytest.raises(InputError, match="leave --pretrained out and load weights in its factory"):
+    with pytest.raises(InputError, match="leave --pretrained out and load weights in the factory"):
         image_encoder(f"{name}:Flat", 3, pretrained=True)
 
 

@@ -85,7 +85,9 @@ def test_methods_that_are_for_classes_are_refused_by_name(task):
 
 
 def test_an_epoch_is_selected_by_what_the_task_has():
-    with pytest.raises(InputError, match="--select accuracy is for classes, and the task is regression; leave it out"):
+    with pytest.raises(
+        InputError, match="--select accuracy is for classes, and the task is regression; leave out --select"
+    ):
         refuse_other_task(Options(select="accuracy"), samples_of("regression"))
     with pytest.raises(InputError, match="--class_weights balanced is for classes, and the task is multilabel"):
         build("gaal", data=toy_data(task="multilabel"), class_weights="balanced")
