@@ -138,7 +138,7 @@ def contrast(learner: Tensor, other: Tensor, dimensions: Tensor, temperature: fl
 
 
 def confidence_weights(logits: Tensor, temperature: float) -> Tensor:
-    """Weights (P, B) of P predictions (P, B, C), by the probability of the likeliest class. A row's weights sum to 1."""
+    """Weights (P, B) of P predictions (P, B, C), by the probability of the likeliest class. Each row sums to 1."""
     confidence = logits.softmax(dim=-1).amax(dim=-1)
     return (confidence / temperature).softmax(dim=0)
 
