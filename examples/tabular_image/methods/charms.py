@@ -104,7 +104,7 @@ class CHARMS(Method):
             self.channels.copy_(torch.from_numpy(paired))
 
     def columns(self, table: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Numbers (B, numbers) and category codes (B, categories) of encoded rows; None for an absent kind of column."""
+        """Numbers (B, numbers) and category codes (B, categories) of encoded rows; None without such columns."""
         numbers, one_hot = table.split([self.numbers, sum(self.categories)], dim=1)
         codes = [block.argmax(dim=1) for block in one_hot.split(self.categories, dim=1)] if self.categories else []
         return numbers if self.numbers else None, torch.stack(codes, dim=1) if codes else None
