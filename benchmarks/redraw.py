@@ -1,4 +1,4 @@
-"""Draws the pictures of finished benchmarks again, from the tables beside them; nothing is trained or timed."""
+"""Draws the pictures of finished benchmarks again, from the tables beside the pictures. Nothing is trained or timed."""
 
 from __future__ import annotations
 
@@ -37,10 +37,11 @@ COSTS: dict[str, Callable[[pd.DataFrame], Figure]] = {
 
 
 def redraw(picture: Path) -> None:
-    """Draws one picture again; `ranks.py` draws its own, as it trains nothing.
+    """Draws one picture again. Pictures of `ranks.py` are left out: that command trains nothing and can be run again.
 
     Args:
-        picture: of a study as STUDY-SET.png, `when.png`, or of a cost; the table is beside it.
+        picture: the file STUDY-SET.png of a study, `when.png`, or the picture of a cost. The table is beside the
+            picture.
     """
     study, _, set_name = picture.stem.partition("-")
     if study == "ranks":
@@ -54,10 +55,10 @@ def redraw(picture: Path) -> None:
 
 
 def main(folder: Path = HERE) -> None:
-    """Draw again.
+    """Draw all pictures of a folder again.
 
     Args:
-        folder: where the pictures lie, at any depth.
+        folder: folder with the pictures, at any depth.
     """
     for picture in sorted(folder.rglob("*.png")):
         redraw(picture)

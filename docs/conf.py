@@ -1,7 +1,8 @@
-"""Sphinx configuration: builds offline, with warnings as errors; see `.ci/run` for the commands.
+"""Sphinx configuration. The build works offline and takes warnings as errors; `.ci/run` has the commands.
 
-Pages are plain Markdown, which a repository shows as it stands. What the site has beyond that is made here: the sidebar
-from the lists of `index.md`, the entries of `api.md` from its tables, links to the repository's files and to the API.
+Pages are plain Markdown, which a repository page shows as it stands. This file adds three things for the site: the
+sidebar from the lists of `index.md`, the entries of `api.md` from the tables of that page, and links to the
+repository's files and to the API.
 """
 
 import ast
@@ -75,10 +76,10 @@ nb_execution_mode = "off"  # the tests run the notebooks; pages show the outputs
 
 copybutton_exclude = ".linenos, .gp, .go"
 
-linkcheck_ignore = [re.escape(REPOSITORY) + "/(blob|edit)/.*"]  # whose files tests/test_pages.py looks for
+linkcheck_ignore = [re.escape(REPOSITORY) + "/(blob|edit)/.*"]  # tests/test_pages.py checks these files
 linkcheck_timeout = 20
 linkcheck_retries = 2
-linkcheck_anchors_ignore_for_url = [r"https://github\.com/.*"]  # made by scripts
+linkcheck_anchors_ignore_for_url = [r"https://github\.com/.*"]  # GitHub makes its anchors by scripts
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -86,8 +87,8 @@ autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 88
 napoleon_numpy_docstring = False
 
-# Types of torch and the standard library would need their inventories from the network, and private aliases in
-# signatures have no page of their own.
+# Links to types of torch and the standard library would need inventories from the network. Private aliases in
+# signatures have no page.
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|nn|collections|matplotlib|typing|gaal_surgery\.projection)\..*"),
     (
@@ -112,7 +113,7 @@ _NAMES = re.compile(r"^\|\s*`(\w+)`", re.MULTILINE)
 
 
 def sections(page: str) -> list[str]:
-    """What stands before the first heading of the second level, then a part for each such heading."""
+    """The text before the first heading of the second level, then one part for each such heading."""
     return re.split(r"^(?=## )", page, flags=re.MULTILINE)
 
 
@@ -127,11 +128,12 @@ def with_sidebar(index: str) -> str:
 
 
 def with_entries(page: str) -> str:
-    """The page of the API, with the full entries of a table's names behind the table."""
+    """The page of the API. Each table is followed by the full entries of the names in the table."""
     return "".join(section + entries(_NAMES.findall(section)) for section in sections(page))
 
 
 def entries(names: list[str]) -> str:
+    """The block that makes Sphinx write the full entries of these names; empty without names."""
     lines = ["\n```{eval-rst}", ".. currentmodule:: gaal_surgery", ""]
     for name in names:
         if isinstance(getattr(gaal_surgery, name), type):
@@ -142,7 +144,7 @@ def entries(names: list[str]) -> str:
 
 
 def with_links_to_the_repository(page: str, folder: str) -> str:
-    """The page, whose links out of docs/ lead to the repository: to a line where the link's title names a test."""
+    """The page, with links out of docs/ leading to the repository, and to a test where the link's title names one."""
 
     def link(match: re.Match[str]) -> str:
         label, target, anchor, title, test = match.groups(default="")
@@ -157,12 +159,13 @@ def with_links_to_the_repository(page: str, folder: str) -> str:
 
 
 def line_of(function: str, file: Path) -> int:
-    """Where a file defines a function."""
+    """The line in which a file defines a function."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     return next(node.lineno for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == function)
 
 
 def change_source(app: Sphinx, page: str, source: list[str]) -> None:
+    """Adds the sidebar, the entries of the API and the links to a page before Sphinx reads the page."""
     if page == "index":
         source[0] = with_sidebar(source[0])
     if page == "api":
@@ -171,7 +174,7 @@ def change_source(app: Sphinx, page: str, source: list[str]) -> None:
 
 
 def keep_equations(app: Sphinx, doctree: docutils.nodes.document) -> None:
-    """Gives numbered equations to MathJax as they are: Sphinx wraps lines in an environment that takes no number."""
+    """Gives numbered equations to MathJax unchanged. Sphinx would wrap them in an environment that refuses numbers."""
     for node in doctree.findall(docutils.nodes.math_block):
         if r"\tag" in node.astext():
             node["nowrap"] = True
@@ -179,7 +182,7 @@ def keep_equations(app: Sphinx, doctree: docutils.nodes.document) -> None:
 
 
 def link_names(app: Sphinx, doctree: docutils.nodes.document, page: str) -> None:
-    """Names of the API that stand as code lead to their entries."""
+    """Makes each name of the API that is written as code a link to the entry of the name."""
     objects = app.env.domains.python_domain.objects
     for node in list(doctree.findall(docutils.nodes.literal)):
         entry = objects.get(f"gaal_surgery.{node.astext()}")

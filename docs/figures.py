@@ -1,7 +1,8 @@
 """Draws the pictures of these pages: `python docs/figures.py` draws all, `python docs/figures.py branches` one.
 
-Each function is a picture. `conflict` runs the code of the tutorial, and `digits_conflict` a training of the pipeline
-(half a minute on a free core). All others take less than a second. The pipeline and the benchmarks must be installed.
+Each public function draws one picture. `conflict` runs the code of the tutorial. `digits_conflict` runs a training of
+the pipeline (half a minute on a free core). Every other picture takes less than a second. The pipeline and the
+benchmarks must be installed.
 """
 
 import json
@@ -31,7 +32,7 @@ IDLE = "#9A9A9A"
 
 
 def branches() -> Figure:
-    """What each branch and the fused prediction are worth, trained jointly and in alternation."""
+    """Test accuracy of each branch and of the fused prediction, after joint training and after alternation."""
     runs = _repeated_runs(RESULTS / "accuracy" / "results" / "features" / "runs.csv")
     sets = {
         "leaves100-texture": "leaves, texture (99 species)",
@@ -75,7 +76,7 @@ def branches() -> Figure:
 
 
 def gradients() -> Figure:
-    """Who gets which gradient: a joint step, and the two turns of alternation."""
+    """Which modules get which gradient: in a joint step, and in the two turns of alternation."""
     figure = Figure(figsize=(WIDTH, 3.5), layout="constrained")
     joint, first, second = figure.subplots(1, 3)
     _model(joint, "joint training: one step", "one loss for both", dict.fromkeys(("image", "table"), "black"))
@@ -85,7 +86,7 @@ def gradients() -> Figure:
 
 
 def _model(axes: Axes, title: str, loss: str, trained: dict[str, str], guide: str | None = None) -> None:
-    """Two encoders below a head below a loss; arrows downward are gradients."""
+    """A loss above a head above two encoders. Arrows downward are gradients."""
     axes.set(xlim=(0, 10), ylim=(0, 10.4), title=title)
     axes.axis("off")
     head_colour = next(iter(trained.values()))
@@ -117,7 +118,7 @@ def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], col
 
 
 def rounds() -> Figure:
-    """Two rounds of two turns on a time line: which module works, and where the guide comes from."""
+    """Two rounds of two turns on a time line: which module works, and which features the guide takes."""
     figure = Figure(figsize=(WIDTH, 5), layout="constrained")
     fresh, cached = figure.subplots(2)
     _time_line(fresh, "fresh guides: from the same batch, with the weights of now")
@@ -132,7 +133,7 @@ def _time_line(axes: Axes, title: str, *, cached: bool = False) -> None:
     for turn, own in enumerate(turns):
         guide = "image" if own == "table" else "table"
         start, colour = 3.0 * turn, COLOURS[own]
-        passed = not cached and own == "image"  # the image's features served as the guide of the turn before
+        passed = not cached and own == "image"  # the forward pass of the turn before serves again
         _work(axes, start, 1.4, lanes[own], "backward" if passed else "forward,\nbackward", colour)
         _work(axes, start + 2.1, 0.75, lanes[own], "step", colour, filled=True)
         _work(axes, start + 2.1, 0.75, lanes["head"], "step", colour, filled=True)
@@ -165,7 +166,7 @@ def _work(axes: Axes, start: float, width: float, lane: int, text: str, colour: 
 
 
 def uncertain() -> Figure:
-    """Predictions of eight samples, their entropies, and the half that guides."""
+    """Predictions for eight samples, the entropies of the predictions, and the half of the samples that guides."""
     logits = torch.tensor([
         [3.0, 0.0, -0.5], [0.4, 0.1, 0.0], [0.5, 2.6, 0.0], [1.0, 0.9, -2.0],
         [-1.0, 0.0, 3.5], [0.2, -0.4, 0.3], [0.0, 3.0, 1.2], [0.9, -0.3, 0.8],
@@ -227,7 +228,7 @@ def _vector(axes: Axes, vector: torch.Tensor, name: str, colour: str, shift: tup
 
 
 def conflict() -> Figure:
-    """The monitor of the tutorial's last training, as its code draws it."""
+    """The monitor of the tutorial's last training, drawn by the tutorial's code."""
     torch.set_num_threads(1)
     matplotlib.rcParams["axes.prop_cycle"] = cycler(color=[COLOURS["table"], COLOURS["image"]])  # in the order of turns
     namespace: dict = {}
@@ -239,7 +240,7 @@ def conflict() -> Figure:
 
 
 def digits_conflict() -> Figure:
-    """The picture of conflicts of the pipeline's default run, on the digits."""
+    """The picture of conflicts from a run of the pipeline with default options, on the digits."""
     from tabular_image.report import conflict_picture
 
     from gaal_surgery import ConflictMonitor
@@ -255,7 +256,7 @@ def digits_conflict() -> Figure:
 
 
 def _repeated_runs(path: Path) -> pd.DataFrame:
-    """The runs of each set and method with the options that its search chose, which alone were repeated."""
+    """The runs of each set and method with the options that the search chose. Only these options were repeated."""
     runs = pd.read_csv(path)
     options = [{**json.loads(text), "seed": None, "fold": None} for text in runs["configuration"]]
     runs["options"] = [json.dumps(each, sort_keys=True) for each in options]

@@ -1,13 +1,13 @@
-"""Renews what pages take from elsewhere in the repository: `python docs/generate.py`.
+"""Renews the blocks of pages that come from elsewhere in the repository: `python docs/generate.py`.
 
 A page marks such a block with two comments, which neither the site nor a repository page shows:
 
     <!-- begin: file ../examples/quickstart.py -->
     <!-- end -->
 
-What stands between the comments is replaced. The first word after "begin:" names a function of `BLOCKS`; the words
-after that are the function's arguments. Paths start at the page's folder. `--check` changes nothing and fails where a
-page is stale.
+The text between the comments is replaced. The first word after "begin:" names a function of `BLOCKS`. The words after
+the name are the function's arguments. Paths start at the page's folder. `--check` changes nothing, and fails where a
+block is out of date.
 """
 
 import csv
@@ -24,30 +24,30 @@ _LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".sh": "bash"}
 
 
 def file(path: Path) -> str:
-    """A file of code, as a block of code."""
+    """A file of code as a block of code."""
     return f"```{_LANGUAGES[path.suffix]}\n{path.read_text(encoding='utf-8').strip()}\n```"
 
 
 def excerpt(path: Path, first: Path, end: Path) -> str:
-    """The lines of a file from one that begins with `first`, before one that begins with `end`; "_" is a space."""
+    """The lines of a file from the first that begins with `first` to the last before `end`. "_" stands for a space."""
     lines = path.read_text(encoding="utf-8").splitlines()
     marks = [line.strip().replace(" ", "_") for line in lines]
     start, stop = (
         next((number for number, mark in enumerate(marks) if mark.startswith(word.name)), None) for word in (first, end)
     )
     if start is None or stop is None or stop <= start:
-        raise ValueError(f"{path} has no lines from {first.name} to {end.name}; correct the comment of the block")
+        raise ValueError(f"{path} has no lines from {first.name} to {end.name}; correct the block's begin comment")
     code = textwrap.dedent("\n".join(lines[start:stop])).strip()
     return f"```text\n{code}\n```"
 
 
 def include(path: Path) -> str:
-    """A file of Markdown, as it is."""
+    """A file of Markdown, unchanged."""
     return path.read_text(encoding="utf-8").strip()
 
 
 def overview() -> str:
-    """Four ways to train on four sets: the columns of README's table, from the committed results."""
+    """README's table: accuracies of four ways to train on four sets, from the committed results."""
     sets = {
         "leaves100-texture": "leaves, texture (99 species)",
         "leaves100-margin": "leaves, margin (100 species)",
@@ -71,7 +71,7 @@ def overview() -> str:
 
 
 def methods() -> str:
-    """The registered methods."""
+    """A table of the registered methods."""
     from tabular_image.methods import METHODS
 
     rows = [
@@ -82,7 +82,7 @@ def methods() -> str:
 
 
 def datasets() -> str:
-    """The registered data sets that need no preparation."""
+    """A table of the registered data sets that need no preparation."""
     from tabular_image.data import DATASETS
 
     folders = {"bundled": "none, bundled with a package", "your own": "anywhere"}
@@ -95,7 +95,7 @@ def datasets() -> str:
 
 
 def prepared_datasets() -> str:
-    """The registered data sets that `prepare.py` makes from archives."""
+    """A table of the registered data sets that `prepare.py` makes from archives."""
     from tabular_image.data import DATASETS
     from tabular_image.prepare import ARCHIVES
 
@@ -124,7 +124,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
 
 
 def renewed(page: Path) -> str:
-    """The text of a page, with its blocks made anew."""
+    """The text of a page with renewed blocks."""
 
     def block(match: re.Match[str]) -> str:
         name, *arguments = match[2].split()
@@ -135,7 +135,7 @@ def renewed(page: Path) -> str:
 
 
 def stale() -> dict[Path, str]:
-    """The pages whose blocks are out of date, and what the pages should be."""
+    """The pages with blocks that are out of date, each with the text that the page should have."""
     texts = {page: renewed(page) for page in PAGES}
     return {page: text for page, text in texts.items() if text != page.read_text(encoding="utf-8")}
 

@@ -1,8 +1,8 @@
-"""Puts a built site beside those of other versions: ``python docs/publish.py HTML SITE NAME``.
+"""Adds a built site to the sites of other versions: ``python docs/publish.py HTML SITE NAME``.
 
-``HTML`` is what Sphinx built, ``SITE`` the folder with all versions, ``NAME`` the release tag or the branch. ``SITE``
-gets the folder ``NAME``, the folder ``latest`` with the newest release, a list of the versions in ``versions``, and a
-root that leads to ``latest``, or to the branch while there is no release.
+``HTML`` is the folder that Sphinx built, ``SITE`` the folder with all versions, and ``NAME`` the release tag or the
+branch. ``SITE`` gets the folder ``NAME``, the folder ``latest`` with the newest release, and a list of the versions in
+``versions``. The root page of ``SITE`` leads to ``latest``, or to the branch while there is no release.
 """
 
 import re
@@ -21,7 +21,7 @@ PAGE = """<!doctype html>
 
 
 def releases(site: Path) -> list[str]:
-    """The release tags that have a folder, newest first. A pre-release such as v0.3.0rc1 is none."""
+    """The release tags that have a folder, newest first. Pre-releases such as v0.3.0rc1 are left out."""
     tags = [folder.name for folder in site.iterdir() if re.fullmatch(r"v\d+(\.\d+)*", folder.name)]
     return sorted(tags, key=lambda tag: [int(part) for part in tag[1:].split(".")], reverse=True)
 
@@ -33,13 +33,13 @@ def replace(old: Path, new: Path) -> None:
 
 
 def publish(html: Path, site: Path, name: str) -> None:
-    """Adds the built site in `html` to `site` under `name`, and renews what depends on the set of versions.
+    """Adds the built site in `html` to `site` under `name`, and renews `latest`, the list of versions and the root.
 
     Raises:
-        ValueError: `name` is not the name of one folder, or names a folder that this function writes.
+        ValueError: `name` is not the name of one folder, or is "latest" or "versions".
     """
     if not re.fullmatch(r"\w[\w.-]*", name) or name in {"latest", "versions"}:
-        raise ValueError(f"{name!r} cannot be the folder of a version; tag a release as v1.2.3")
+        raise ValueError(f"{name!r} cannot be the folder of a version; use a tag such as v1.2.3, or a branch's name")
     replace(site / name, html)
     tags = releases(site)
     if tags:
@@ -52,7 +52,7 @@ def publish(html: Path, site: Path, name: str) -> None:
     (site / "versions" / "index.html").write_text(PAGE.format(body), encoding="utf-8")
     lead = f'<meta http-equiv="refresh" content="0; url={first}/">\n<a href="{first}/">Documentation</a>'
     (site / "index.html").write_text(PAGE.format(lead), encoding="utf-8")
-    (site / ".nojekyll").touch()  # or Pages would leave out _static
+    (site / ".nojekyll").touch()  # without this file GitHub Pages leaves out _static
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Table II, the ablation: alternation; with surgery; with surgery guided by uncertain samples, or by random ones.
+"""Table II, the ablation: alternation without surgery, and surgery guided by all, by uncertain or by random samples.
 
-All variants have the same optimizer, splits and initial weights. "surgery" takes all samples of the batch as guides
-(fraction 1), "uncertain" the half with the highest entropy, "random" a random half, which the paper does not show.
+All variants have the same optimizer, splits and initial weights. In "surgery" all samples of the batch guide (fraction
+1). In "surgery, uncertain" the half with the highest entropy guides. In "surgery, random", which the paper does not
+show, a random half guides.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ PREDICTIONS = ("fused", "image", "table")
 
 
 def main(study: Study) -> None:
-    """Run what is missing, then tabulate and draw."""
+    """Carry out the missing runs, then tabulate and draw."""
     for set_name, _, runs in study.completed(VARIANTS):
         table = summarise(runs)
         print(f"\n{set_name}, differences from alternating\n{table.to_string(index=False)}")
@@ -33,7 +34,7 @@ def main(study: Study) -> None:
 
 
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:
-    """A line for every variant and prediction: accuracy, and the paired test against alternation without surgery."""
+    """One line for each variant and prediction: the accuracy, and the paired test against alternation."""
     parts = []
     for prediction in PREDICTIONS:
         compared = compare(runs, dict.fromkeys(VARIANTS, prediction), "alternating").loc[list(VARIANTS)].reset_index()

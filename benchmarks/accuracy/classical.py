@@ -1,17 +1,17 @@
-"""What one would try before a network: gradient boosting on the table, logistic regression on features of the picture.
+"""Models to try before a network: gradient boosting on the table, logistic regression on features of the picture.
 
-The splits, the encoded table and the figures are the pipeline's. Pictures are described by `data.features`. There is
-nothing to search: every model has scikit-learn's defaults but for what is said here.
+The splits, the encoded table and the figures are the pipeline's. `data.features` computes the features of the pictures.
+Nothing is searched: every model has scikit-learn's defaults, except where this list says otherwise.
 
 - `boosting-table`: histogram gradient boosting on the encoded table, 100 iterations and no early stopping. An iteration
   grows a tree for each class, so sets of more than 50 classes have 30 iterations.
 - `logistic-image`: multinomial logistic regression on the standardised features, C = 0.1.
-- `boosting-both`: boosting on the table's columns beside the 64 first principal components of the features: there are
-  some 2,000 features, and the time of boosting grows with the columns.
-- `boosting-stacked`: boosting-table and logistic-image, and a logistic regression on the log odds that both give to the
-  training rows in five-fold cross-validation (Wolpert, Neural Networks 5, 1992). The other way to stack is boosting on
-  the table beside the class probabilities of logistic-image. It was right on 0.88 of the validation rows of
-  leaves100-texture, against 0.95, and on 0.61 of those of houses against 0.68 (seed 0).
+- `boosting-both`: boosting on the table's columns and the first 64 principal components of the features. There are
+  some 2,000 features, and the time of boosting grows with the number of columns.
+- `boosting-stacked`: a logistic regression on the log odds of boosting-table and logistic-image, both by five-fold
+  cross-validation on the training rows (Wolpert, Neural Networks 5, 1992). Another way to stack is boosting on the
+  table beside the class probabilities of logistic-image. This other way was right on 0.88 of the validation rows of
+  leaves100-texture, against 0.95, and on 0.61 of the validation rows of houses, against 0.68 (seed 0).
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ from threadpoolctl import threadpool_limits
 _ITERATIONS, _ITERATIONS_OF_MANY, _MANY = 100, 30, 50
 _COMPONENTS = 64
 _FOLDS = 5
-_SMALLEST = 16  # pixels a side that the features need
-_LEAST = 1e-6  # probability
+_SMALLEST = 16  # least side of a picture, in pixels, that the features need
+_LEAST = 1e-6  # least probability, which keeps logarithms finite
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the models know of a data set.
+    """A data set in the form that the models take.
 
     Attributes:
-        cells: (N, D + F), the encoded table and beside it the features of the pictures.
-        width: D.
-        target: (N,).
+        cells: (N, D + F), the D columns of the encoded table, then the F features of the pictures.
+        width: number D of the encoded table's columns.
+        target: (N,), the class of each row.
         splits: row positions under "train", "val" and "test".
         classes: number of classes.
-        groups: (N,), rows of one group are never in two folds; None where each is its own.
-        seed: of the folds and the principal components.
+        groups: (N,). Rows of one group are never in two folds. None where each row is a group of its own.
+        seed: the seed of the folds and the principal components.
     """
 
     cells: np.ndarray
@@ -83,14 +83,14 @@ def logistic_image(inputs: Inputs) -> ClassifierMixin:
 
 
 def boosting_both(inputs: Inputs) -> ClassifierMixin:
-    """Boosting on the table beside principal components of the features."""
+    """Boosting on the table and on principal components of the features."""
     most = min(_COMPONENTS, len(inputs.splits["train"]), inputs.cells.shape[1] - inputs.width)
     components = make_pipeline(StandardScaler(), PCA(most, random_state=inputs.seed))
     return make_pipeline(_columns(inputs, table="passthrough", image=components), _boosting(inputs))
 
 
 def boosting_stacked(inputs: Inputs) -> ClassifierMixin:
-    """Logistic regression on what the models of the two modalities say of rows that they were not trained on."""
+    """Logistic regression on the predictions of both modalities' models for rows outside the models' training folds."""
     return StackingClassifier(
         [("image", logistic_image(inputs)), ("table", boosting_table(inputs))],
         make_pipeline(FunctionTransformer(_log_odds), StandardScaler(), LogisticRegression(C=0.1, max_iter=1000)),
@@ -108,7 +108,7 @@ MODELS: dict[str, tuple[str, Callable[[Inputs], ClassifierMixin]]] = {
 
 
 def run(options: Options, samples: Samples) -> None:
-    """Fits the model that `options.method` names, and writes the `results.json` of a run into `options.folder`."""
+    """Fits the model with the name `options.method`, and writes the `results.json` of a run into `options.folder`."""
     prediction, build = MODELS[options.method]
     with threadpool_limits(options.threads), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class|Number of classes in training fold")
@@ -156,7 +156,7 @@ def prepared(data: TabularImageData, seed: int, features: np.ndarray) -> Inputs:
     )
 
 
-_DESCRIBED: list[tuple[Samples, int, np.ndarray]] = []  # the pictures of the last data set: runs of one set follow on
+_DESCRIBED: list[tuple[Samples, int, np.ndarray]] = []  # features of the last data set, for the set's next run
 
 
 def _features(samples: Samples, data: TabularImageData) -> np.ndarray:
@@ -175,18 +175,18 @@ def _boosting(inputs: Inputs) -> HistGradientBoostingClassifier:
 
 
 def _columns(inputs: Inputs, table: Any = "drop", image: Any = "drop") -> ColumnTransformer:
-    """What becomes of the columns of the table and of the picture's features."""
+    """The treatment of the table's columns and of the picture's features."""
     places = {"table": slice(0, inputs.width), "image": slice(inputs.width, None)}
     return ColumnTransformer([("table", table, places["table"]), ("image", image, places["image"])])
 
 
 def _folds(inputs: Inputs) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Positions in the training rows: those to fit, and those to predict."""
+    """For each fold, positions in the training rows: the rows to fit, and the rows to predict."""
     train = inputs.splits["train"]
     target = inputs.target[train]
     groups = None if inputs.groups is None else inputs.groups[train]
     splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
-    folds = min(_FOLDS, int(np.bincount(target).max()))  # more than the rows of every class are refused
+    folds = min(_FOLDS, int(np.bincount(target).max()))  # scikit-learn refuses more folds than this
     return list(splitter(folds, shuffle=True, random_state=inputs.seed).split(train, target, groups))
 
 
@@ -196,7 +196,7 @@ def _log_odds(probabilities: np.ndarray) -> np.ndarray:
 
 
 def _measured(model: ClassifierMixin, inputs: Inputs, split: str, table: bool = True) -> dict[str, float | None]:
-    """Figures of one split; without the table it is one of zeros, the mean of the training rows."""
+    """Figures of one split. With `table` false the table is zeros, the mean of the training rows."""
     rows = inputs.splits[split]
     cells = inputs.cells[rows]
     if not table:

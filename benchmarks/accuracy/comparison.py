@@ -1,4 +1,4 @@
-"""Statistics of repeated runs: means, ranks, and every row's paired difference from a reference."""
+"""Statistics of repeated runs: means, ranks, and the paired difference of every row from a reference row."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from statsmodels.stats.multitest import multipletests
 def corrected_paired_test(differences: np.ndarray, test_share: float) -> float:
     """Two-sided p of the corrected resampled t test (Nadeau and Bengio, Machine Learning 52, 2003, eq. 9).
 
-    Runs on resampled splits share rows, so their differences are not independent, and a plain paired t test finds
-    effects that are not there. The variance of the mean is therefore (1 / n + test_share) times that of a difference.
+    Runs on resampled splits share rows. The differences therefore depend on one another, and a plain paired t test
+    would find effects where none exist. The test corrects this: the variance of the mean difference is
+    (1 / n + test_share) times the variance of one difference.
 
     Args:
         differences: (n,) differences of paired runs.
-        test_share: test rows by training rows of a split.
+        test_share: number of test rows divided by the number of training rows of a split.
 
     Returns:
-        p; 1 where all differences are 0, nan for fewer than two.
+        p. 1 where all differences are 0, nan for fewer than two differences.
     """
     n = len(differences)
     if n < 2:
@@ -36,15 +37,15 @@ def corrected_paired_test(differences: np.ndarray, test_share: float) -> float:
 
 
 def corrected_interval(differences: np.ndarray, test_share: float, level: float = 0.05) -> tuple[float, float]:
-    """Confidence interval of the true difference: what `corrected_paired_test` would not reject at `level`.
+    """Confidence interval of the true difference: the values that `corrected_paired_test` accepts at `level`.
 
     Args:
         differences: (n,) differences of paired runs.
-        test_share: test rows by training rows of a split.
-        level: of the two-sided test; 0.05 gives the 95% interval.
+        test_share: number of test rows divided by the number of training rows of a split.
+        level: level of the two-sided test; 0.05 gives the 95% interval.
 
     Returns:
-        Its ends; nan for fewer than two differences.
+        The ends of the interval; nan for fewer than two differences.
     """
     n = len(differences)
     if n < 2:
@@ -58,24 +59,25 @@ def detectable_difference(
 ) -> float:
     """The smallest true difference that `corrected_paired_test` finds with a given power.
 
-    The test's t follows the noncentral t distribution about the true difference in standard errors.
+    The t of the test follows the noncentral t distribution. The noncentrality is the true difference in standard
+    errors.
 
     Args:
         deviation: standard deviation of the differences of paired runs.
-        n: number of the pairs.
-        test_share: test rows by training rows of a split.
-        power: probability to find the difference.
-        level: of the two-sided test, before any correction for the number of tests.
+        n: number of pairs.
+        test_share: number of test rows divided by the number of training rows of a split.
+        power: probability of finding the difference.
+        level: level of the two-sided test, before any correction for the number of tests.
 
     Returns:
-        The difference; nan where there are fewer than two pairs.
+        The difference; nan for fewer than two pairs.
     """
     if n < 2 or np.isnan(deviation):
         return float("nan")
     critical = stats.t.isf(level / 2, df=n - 1)
 
     def excess(effect: float) -> float:
-        # Where next to nothing is left of the far tail, scipy has no number for it.
+        # scipy gives NaN where the far tail has almost no probability left.
         far = np.nan_to_num(stats.nct.cdf(-critical, n - 1, effect))
         return float(stats.nct.sf(critical, n - 1, effect) + far - power)
 
@@ -86,7 +88,7 @@ def detectable_difference(
 
 
 def _standard_error(deviation: float, n: int, test_share: float) -> float:
-    """Of the mean difference of n runs whose splits share rows."""
+    """The standard error of the mean difference of n runs whose splits share rows."""
     return float(deviation * np.sqrt(1 / n + test_share))
 
 
@@ -95,14 +97,15 @@ def compare(runs: pd.DataFrame, predictions: Mapping[str, str], reference: str) 
 
     Args:
         runs: lines of a results file, of one set.
-        predictions: by row, the column that it is judged by; these rows are compared.
-        reference: the row that every other is tested against, over the seeds and folds that both have.
+        predictions: the rows to compare; for each, the column by which the row is judged.
+        reference: the row against which every other row is tested, over the seeds and folds that both rows have.
 
     Returns:
-        By row: `runs` (whose accuracy is defined), `accuracy` (mean), `deviation` (standard deviation over runs),
-        `rank` (1 is the best; equals share the mean of their ranks), `difference` (accuracy minus the reference's,
-        paired) with its 95% interval `low` to `high`, its `p`, and `p_holm`, corrected for the number of rows (Holm);
-        `detectable`, the true difference that the test would find with 80% power at the 5% level, uncorrected.
+        By row: `runs` (number of runs whose accuracy is defined), `accuracy` (mean), `deviation` (standard deviation
+        over runs) and `rank` (1 is the best; equals share the mean of their ranks). `difference` is the paired
+        difference from the reference, `low` to `high` is the 95% interval of the difference, and `p` the p value.
+        `p_holm` is p corrected for the number of rows (Holm). `detectable` is the true difference that the test would
+        find with 80% power at the 5% level, uncorrected.
     """
     paired = {
         row: group.set_index(["seed", "fold"])[predictions[row]]

@@ -1,9 +1,12 @@
-"""Figure 1(a): how often gradients are in conflict, trained jointly, in alternation, and in the updates really applied.
+"""Figure 1(a): how often gradients conflict, in joint training, in alternation, and in the applied updates.
 
-- "joint": concatenation; the joint loss's gradient on each encoder against that of the encoder's own slice loss.
-- "alternating, gradients": the shared head's gradient in a modality's turn against the other modality's guide.
-- "alternating, updates": the update that the optimizer made of that gradient, against the same guide. Nothing is
-  projected in either: what is measured is a training that surgery has not touched.
+Two gradients conflict where their cosine is negative. No variant has surgery.
+
+- "joint": concatenation. On each encoder, the gradient of the joint loss is compared with the gradient of the encoder's
+  own slice loss.
+- "alternating, gradients": the shared head's gradient in a modality's turn is compared with the guide, which is the
+  gradient of the other modality's samples.
+- "alternating, updates": the update that the optimizer makes of the head's gradient is compared with the same guide.
 """
 
 from __future__ import annotations
@@ -27,10 +30,10 @@ _BINS = 40
 
 
 def main(study: Study) -> None:
-    """Run what is missing, then tabulate and draw."""
+    """Carry out the missing runs, then tabulate and draw."""
     for set_name, runs, _ in study.completed(VARIANTS, needs="conflict.csv"):
         steps = histories(runs, study.machine, "conflict.csv")
-        # A cosine that is not defined is neither in conflict nor out of it.
+        # A step whose cosine is undefined is left out of the share.
         steps["conflict"] = (steps["cosine_before"] < 0).astype(float).where(steps["cosine_before"].notna())
         steps["part"] = (steps["step"] / (steps.groupby("row")["step"].transform("max") + 1) * _BINS).astype(int)
         figures = ["conflict", "cosine_before"]

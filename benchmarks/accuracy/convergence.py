@@ -1,4 +1,4 @@
-"""Figure 4: training losses and validation accuracy over the epochs, with surgery, without, and trained jointly."""
+"""Figure 4: losses and validation accuracy over the epochs, for GAAL, plain alternation and joint training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CURVES = {
 
 
 def main(study: Study) -> None:
-    """Run what is missing, then tabulate and draw."""
+    """Carry out the missing runs, then tabulate and draw."""
     for set_name, runs, _ in study.completed({name: Row(name) for name in COLOURS}, needs="metrics.csv"):
         curves = histories(runs, study.machine, "metrics.csv").groupby(["row", "epoch"], sort=False)[list(CURVES)]
         table = curves.mean().join(curves.std().add_suffix("_deviation")).reset_index()

@@ -1,8 +1,8 @@
-"""Figure 1(b) and the lower block of Table I: what every method is worth when the table is absent at test time.
+"""Figure 1(b) and the lower block of Table I: the accuracy of every method when the table is absent at test time.
 
-Takes the runs of `table1.py` (the same searches, seeds and results file), so it trains nothing that is finished there.
-For each method: its own prediction with the table, the same prediction with an absent table (zeros, the mean of the
-training rows), and its image prediction.
+The runs are the runs of `table1.py`, with its searches, seeds and results file. A run that `table1.py` finished is not
+repeated. Each method has three accuracies: the main prediction with the table, the main prediction with an absent table
+(zeros, the mean of the training rows), and the image prediction.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def main(
     train: bool = True,
     machine: Machine = Machine(),  # noqa: B008
 ) -> None:
-    """Run what is missing, then tabulate and draw.
+    """Carry out the missing runs, then tabulate and draw.
 
     Args:
-        sets: names of the protocol, or YAML files with options of train.py.
-        rows: methods; None takes all.
+        sets: sets of the protocol, or YAML files with options of train.py.
+        rows: rows of the table, one for each method or variant; None takes all rows.
         seeds: as for table1.
         trials: as for table1.
-        results: the file with one line a finished run; None is runs.csv in the default of out.
+        results: the file with one line for each finished run; None takes runs.csv in the default of --out.
         out: folder of the tables and pictures; None as for table1.
         train: as for table1.
         machine: how the runs are carried out.
@@ -51,14 +51,14 @@ def main(
                 complete(runs, finished, machine)
             table = summarise(finished.table(runs))
             if table.empty:
-                print(f"{which.name}: no run on these data is finished")
+                print(f"{which.name}: no run on these data is finished; give --train true to train")
                 continue
             print(f"\n{which.name}\n{table.to_string(index=False)}")
             write(table, draw(table, which.name), Path(out or home(sets)) / f"missing-{which.name}")
 
 
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:
-    """A line a row: mean accuracies with the table, without it, and of the image prediction alone."""
+    """One line for each row: mean accuracies with the table, without the table, and of the image prediction alone."""
     lines = []
     for row, group in runs.groupby("row", sort=False):
         lines.append(

@@ -1,4 +1,4 @@
-"""Writing what a benchmark found, complete or not at all, and telling why it could not."""
+"""Writing the results of a benchmark, each file whole or not at all, and telling errors in one sentence."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def telling_errors() -> Iterator[None]:
     try:
         yield
     except (InputError, OSError) as error:
-        raise SystemExit(f"error: {error}; finished runs are kept, start again to go on") from error
+        raise SystemExit(f"error: {error}; finished runs are kept, start again to continue") from error
     except KeyboardInterrupt:
-        print("interrupted; finished runs are kept, start again to go on", file=sys.stderr)
+        print("interrupted; finished runs are kept, start again to continue", file=sys.stderr)
         raise SystemExit(130) from None
 
 

@@ -1,4 +1,4 @@
-"""What is compared: data sets, methods, the hyper-parameters that are searched, and the paper's figures."""
+"""The protocol of the benchmark: data sets, methods, the hyper-parameter search, and the paper's figures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tabular_image.methods import METHODS, SETTINGS
 from tabular_image.methods.settings import MethodSettings
 from tabular_image.options import Options
 
-FEATURES, RESNET = "-features", "-resnet18"  # end the names of sets that are compared under the other protocols
+FEATURES, RESNET = "-features", "-resnet18"  # endings of the sets under the protocols of fixed features and of a ResNet
 
 # One protocol for every method: the small CNN and the MLP, 32 pixels, light augmentation, a cosine schedule, and the
 # epoch with the best validation accuracy. Epochs are few, so that a table takes two cores an hour, not a day.
@@ -33,18 +33,18 @@ SETS: dict[str, dict[str, Any]] = {
     "fashion": {"dataset": "fashion", "epochs": 5},
     "houses": {"dataset": "houses", "epochs": 10, "folds": 5, "validation": 0.15},
 }
-# All other data sets, as they are; csv is whatever its options say.
+# All other data sets, with their own options. csv has no data of its own.
 _TAKEN = {options["dataset"] for options in SETS.values()}
 _OTHERS = [name for name, entry in DATASETS.entries.items() if name not in _TAKEN and entry.origin != "your own"]
 SETS |= {name: {"dataset": name, "epochs": 15, "image_size": None} for name in _OTHERS}
-# The same sets with an MLP on fixed features of the pictures as image encoder: a run takes seconds.
+# These sets with another image encoder, an MLP on fixed features of the pictures: a run takes seconds.
 _FEATURES: dict[str, Any] = {"image_encoder": "features", "image_size": 64, "augment": False}
 _LONGER = {"fashion": 10, "houses": 20}
 SETS |= {
     f"{name}{FEATURES}": SETS[name] | _FEATURES | ({"epochs": _LONGER[name]} if name in _LONGER else {})
     for name in ("leaves100-texture", "leaves100-margin", "fashion", "houses")
 }
-# With a ResNet-18 from random weights, for a GPU: on a CPU a run takes hours.
+# Three sets with a ResNet-18 from random weights, for a GPU: on a CPU a run takes hours.
 _RESNET: dict[str, Any] = {"image_encoder": "resnet18", "image_size": 64}
 SETS |= {
     f"{name}{RESNET}": SETS[name] | _RESNET | {"epochs": 20} for name in ("leaves100-texture", "fashion", "houses")
@@ -55,16 +55,16 @@ Block = Literal["one modality", "fused", "image alone at test time"]
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table.
+    """A row of the table: a method with its settings.
 
     Attributes:
-        method: as `train.py --method` names it, or a key of `classical.MODELS`.
-        block: with which lines it is compared, and by which prediction.
-        settings: of the method, or options of train.py, where they differ from the defaults.
-        paper: the line of the paper's Table I.
+        method: a name of `train.py --method`, or a key of `classical.MODELS`.
+        block: the group of rows that are compared with one another, by the prediction of the block.
+        settings: settings of the method, or options of train.py, that differ from the defaults.
+        paper: the row of the paper's Table I.
         searched: values of the method's own settings that the hyper-parameter search may choose.
-        stages: settings that are lengths of earlier stages, as multiples of the set's epochs.
-        label: what tables for people call it, as in the literature; rows of figures have none.
+        stages: settings that are lengths of stages before the last one, as multiples of the set's epochs.
+        label: the name in printed tables, as in the literature; rows of figures have no label.
     """
 
     method: str
@@ -77,26 +77,26 @@ class Row:
 
     @property
     def prediction(self) -> str:
-        """The prediction that the line is judged by."""
+        """The prediction by which the row is judged."""
         if self.method in MODELS:
             return MODELS[self.method][0]
         return self.method if self.block == "one modality" else "fused" if self.block == "fused" else "image"
 
 
 def _row(method: str, label: str, **settings: Any) -> Row:
-    """A row of a registered method with `settings`; what is searched stands with the method's own."""
+    """A row of a registered method with `settings`. The class of the method's settings says what is searched."""
     family, own = METHODS.entries[method].family, SETTINGS[method]
     block: Block = "fused" if family in ("joint", "alternating") else family
     return Row(method, block, settings, searched=own.searched, stages=own.stages, label=label)
 
 
 def _joint(label: str, **settings: Any) -> Row:
-    """A row of the joint turn: shared head, gradient to the joint network alone, calibrated, but for `settings`."""
+    """A row of `gaal_joint`: shared head, gradient in the joint network alone, calibrated fusion, then `settings`."""
     return _row("gaal_joint", label, **{"head": "shared", "gradient": "joint", **_CALIBRATED} | settings)
 
 
 def _without_surgery(row: Row) -> Row:
-    """The row with alternation alone, whose guides train nothing: there is nothing to search."""
+    """The row without surgery. Guides then change no step, so that nothing is searched."""
     return replace(row, settings=row.settings | {"rule": "none"}, searched={})
 
 
@@ -105,7 +105,7 @@ _BALANCED = {"class_weights": "balanced", "select": "balanced_accuracy"}
 _JOINT = "GAAL, joint turn"
 _JOINT_ALONE = "Alternation, joint turn"
 
-# Every method has a row with its defaults. What else is compared follows the row of its method.
+# Every method has a row with the method's defaults. These variants follow the row of their method.
 _VARIANTS: dict[str, dict[str, Row]] = {
     "table": {
         "boosting-table": Row("boosting-table", "one modality", label="Gradient boosting (table)"),
@@ -143,7 +143,7 @@ _VARIANTS: dict[str, dict[str, Row]] = {
 def _rows() -> Iterator[tuple[str, Row]]:
     labels = {"gaal": "GAAL (paper)"}
     for name, entry in METHODS.entries.items():
-        if name != "gaal_joint":  # all of its rows are variants
+        if name != "gaal_joint":  # all rows of gaal_joint are variants
             yield name, replace(_row(name, labels.get(name) or METHODS.title(name)), paper=entry.paper)
         yield from _VARIANTS.get(name, {}).items()
 
@@ -151,8 +151,8 @@ def _rows() -> Iterator[tuple[str, Row]]:
 ROWS = dict(_rows())
 REFERENCE = {"fused": "gaal", "image alone at test time": "gaal_star"}
 
-# Optimizer, learning rate and weight decay, in the order in which every method tries them; the first is the default.
-# Half are SGD, because Adam undoes the methods that scale gradients.
+# A recipe is an optimizer with a learning rate and a weight decay. Every method tries the recipes in this order, and
+# the first recipe is the default. Half of the recipes are SGD, because Adam undoes the methods that scale gradients.
 _ADAMW, _SGD = {"optimizer": "adamw", "weight_decay": 0.01}, {"optimizer": "sgd", "weight_decay": 5e-4}
 RECIPES: dict[str, dict[str, Any]] = {
     "adamw 0.003": {**_ADAMW, "learning_rate": 0.003},
@@ -166,13 +166,13 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class DataSet:
-    """A set of a command.
+    """A data set of a command.
 
     Attributes:
-        name: what tables and files call it.
-        given: what the command line calls it, a key of `SETS` or a YAML file.
-        options: those of train.py, without a method.
-        data: digest of the data, where they were read.
+        name: the name in tables and files.
+        given: the name on the command line, a key of `SETS` or a YAML file.
+        options: options of train.py, without a method.
+        data: digest of the data; empty where the data were not read.
     """
 
     name: str
@@ -182,10 +182,10 @@ class DataSet:
 
 
 def data_set(name: str) -> DataSet:
-    """A set by a key of `SETS`, or by a YAML file of train.py.
+    """The data set of a key of `SETS`, or of a YAML file of train.py.
 
     Raises:
-        SystemExit: there is no such set, or the file cannot be used.
+        SystemExit: There is no such set, or the file cannot be used.
     """
     if name in SETS:
         return DataSet(name, name, Options(**(_COMMON | SETS[name])))
@@ -199,10 +199,10 @@ def data_set(name: str) -> DataSet:
 
 
 def from_yaml(path: str, *arguments: str) -> Options:
-    """The options in a YAML file of train.py, with more arguments of its command line.
+    """The options in a YAML file of train.py, with more arguments of train.py's command line.
 
     Raises:
-        SystemExit: the file cannot be read or used.
+        SystemExit: The file cannot be read or used.
     """
     try:
         return as_written(["--config", path, *arguments])
@@ -211,10 +211,10 @@ def from_yaml(path: str, *arguments: str) -> Options:
 
 
 def known_rows(names: Sequence[str] | None) -> list[str]:
-    """The names, all of them by default.
+    """The given names of rows; by default the names of all rows.
 
     Raises:
-        SystemExit: there is no such row.
+        SystemExit: There is no such row.
     """
     for name in names or ():
         if name not in ROWS:
@@ -223,7 +223,7 @@ def known_rows(names: Sequence[str] | None) -> list[str]:
 
 
 def row_options(base: Options, row: Row, **changes: Any) -> Options:
-    """A set's options with the method of a row; `changes` are settings of the method or options of train.py."""
+    """The options of a set with the method of a row. `changes` are settings of the method or options of train.py."""
     kind = SETTINGS.get(row.method, MethodSettings)
     changes = row.settings | {name: max(1, round(share * base.epochs)) for name, share in row.stages.items()} | changes
     names = {option.name for option in fields(kind)}
@@ -244,9 +244,10 @@ def repeated(which: DataSet, row_name: str, options: Options, seeds: int) -> lis
 class Search:
     """The hyper-parameter search of one row on one set.
 
-    Trial t takes recipe number t, the same for every method, and draws the method's own settings at random, but for
-    the first, which takes their defaults. All are trained on the rows of seed 0 (fold 0), and chosen by validation
-    accuracy; among equals the earlier. A row of `classical` has a single trial, as a recipe changes nothing in it.
+    Trial t takes recipe number t, for every method. The first trial takes the defaults of the method's own settings.
+    The other trials draw these settings at random. All trials train on the rows of seed 0 (fold 0). The trial with the
+    best validation accuracy is chosen, and among equals the earliest. A row of `classical` has one trial, because
+    recipes do not apply to it.
     """
 
     def __init__(self, which: DataSet, row_name: str, trials: int) -> None:
@@ -274,5 +275,5 @@ class Search:
 
 
 def paper_figures() -> pd.DataFrame:
-    """Table I of the paper: row, set, prediction, accuracy, and why a figure is suspect, where it is."""
+    """Table I of the paper: row, set, prediction, accuracy, and for a suspect figure the reason."""
     return pd.read_csv(Path(__file__).parent / "paper.csv", keep_default_na=False)

@@ -1,9 +1,10 @@
-"""Ranks over the sets: which of the fused rows is better across all of them, and by how much that is more than chance.
+"""Ranks over several sets: which fused rows are better on all sets, and whether the differences exceed chance.
 
-Reads the tables of `table1.py`. Every set ranks the rows that all the sets have, by mean accuracy and by mean balanced
-accuracy; 1 is the best, and equals share the mean of their ranks. Friedman's test asks whether the mean ranks differ at
-all; two rows differ where their mean ranks are further apart than Nemenyi's critical difference (Demsar, JMLR 7, 2006).
-Both take the sets for independent. The two tables of leaves100 share their pictures, so their word counts too much.
+The command reads the tables of `table1.py`. On each set, the rows that every set has are ranked by mean accuracy and by
+mean balanced accuracy. Rank 1 is the best, and equals share the mean of their ranks. Friedman's test asks whether the
+mean ranks differ at all. Two rows differ where their mean ranks are further apart than Nemenyi's critical difference
+(Demsar, JMLR 7, 2006). Both tests assume independent sets. The two tables of leaves100 share their pictures, so that
+leaves100 counts too much.
 """
 
 from __future__ import annotations
@@ -35,16 +36,16 @@ def main(
     """Rank, test and draw.
 
     Args:
-        sets: names of the protocol, or YAML files, as table1 was given them; two at least.
-        rows: fused rows, three at least; None takes all that every set has.
-        level: of the critical difference.
-        tables: folder of the tables of table1; None as for table1.
-        out: folder of the ranks and the picture; None is that of the tables.
+        sets: two or more sets of the protocol, or YAML files, as they were given to table1.
+        rows: three or more fused rows; None takes all fused rows that every set has.
+        level: significance level of the critical difference.
+        tables: folder of the tables of table1; None takes the default of table1's --out.
+        out: folder of the ranks and the picture; None takes the folder of the tables.
     """
     folder = Path(tables or home(sets))
     names = [Path(name).stem for name in sets]
     if len(set(names)) < 2:
-        raise SystemExit("error: ranks over one set have no spread; name two sets or more")
+        raise SystemExit("error: ranks need two different sets or more; name more sets with --sets")
     summaries = {name: _fused(folder / f"table1-{name}.csv") for name in names}
     ranked = ranks(summaries, rows, level)
     for measure, part in ranked.groupby("measure", sort=False):
@@ -60,16 +61,17 @@ def ranks(summaries: dict[str, pd.DataFrame], rows: Sequence[str] | None = None,
     """Mean ranks by accuracy and by balanced accuracy, best first.
 
     Args:
-        summaries: by set, the mean accuracies `accuracy` and `balanced` by row.
-        rows: those to rank; None takes all that every set has.
-        level: of the critical difference.
+        summaries: by set, a table of the mean accuracies `accuracy` and `balanced` by row.
+        rows: the rows to rank; None takes all rows that every set has.
+        level: significance level of the critical difference.
 
     Returns:
-        A line for each measure and row: `measure`, `row`, `rank` (mean over the sets), and the rank on each set by its
-        name; and equal in all lines of a measure: `friedman` (chi squared), its `p`, `critical_difference` (Nemenyi).
+        One line for each measure and row: `measure`, `row`, `rank` (mean over the sets), and the rank on each set under
+        the set's name. All lines of a measure repeat `friedman` (chi squared), `p` (of Friedman's test) and
+        `critical_difference` (Nemenyi).
 
     Raises:
-        SystemExit: a set lacks one of the rows, or there are fewer than three.
+        SystemExit: A set lacks one of the rows, or there are fewer than three rows.
     """
     complete = {name: table.dropna(subset=list(MEASURES)).index for name, table in summaries.items()}
     for name, present in complete.items():
@@ -80,7 +82,10 @@ def ranks(summaries: dict[str, pd.DataFrame], rows: Sequence[str] | None = None,
     if rows is None and len(shared) < len(found):
         print(f"careful: not every set has {', '.join(sorted(found.keys() - set(shared)))}; they are left out")
     if len(shared) < 3:
-        raise SystemExit(f"error: {len(shared)} fused rows are on every set, and ranks need three")
+        raise SystemExit(
+            f"error: ranks need three fused rows that every set has, and there are {len(shared)}; give other --sets, "
+            "or run table1.py for more rows"
+        )
     parts = []
     for measure in MEASURES:
         figures = pd.DataFrame({name: table.loc[shared, measure] for name, table in summaries.items()})
@@ -95,13 +100,13 @@ def ranks(summaries: dict[str, pd.DataFrame], rows: Sequence[str] | None = None,
 
 
 def critical_difference(rows: int, sets: int, level: float = 0.05) -> float:
-    """Nemenyi's: how far apart the mean ranks of two of so many rows must be to differ at `level`."""
+    """Nemenyi's critical difference: the least distance of two mean ranks that is significant at `level`."""
     studentised = stats.studentized_range.isf(level, rows, np.inf)
     return float(studentised / np.sqrt(2) * np.sqrt(rows * (rows + 1) / (6 * sets)))
 
 
 def cliques(mean_ranks: Sequence[float], critical: float) -> list[tuple[int, int]]:
-    """First and last place of every longest stretch of ascending mean ranks no further apart than `critical`."""
+    """First and last place of each longest stretch of ascending mean ranks whose ends are at most `critical` apart."""
     stretches: list[tuple[int, int]] = []
     for first, lowest in enumerate(mean_ranks):
         last = max(place for place, rank in enumerate(mean_ranks) if rank - lowest <= critical)
@@ -111,7 +116,7 @@ def cliques(mean_ranks: Sequence[float], critical: float) -> list[tuple[int, int
 
 
 def _fused(path: Path) -> pd.DataFrame:
-    """The fused rows of a table of table1, by row."""
+    """The fused rows of a table that table1.py wrote, by row."""
     if not path.is_file():
         raise SystemExit(f"error: {path} does not exist; run table1.py, or give the folder of its tables as --tables")
     table = pd.read_csv(path, index_col="row")
@@ -135,11 +140,11 @@ def _draw(ranked: pd.DataFrame, sets: Sequence[str]) -> Figure:
 
 
 def _diagram(axes: Axes, part: pd.DataFrame) -> None:
-    """Rows left and right of an axis of mean ranks, the critical difference above it, bars of equals below it."""
+    """Rows left and right of an axis of mean ranks, the critical difference above the axis, bars of equals below."""
     mean_ranks, critical, count = part["rank"].tolist(), part["critical_difference"].iloc[0], len(part)
     half = -(-count // 2)
     bars = cliques(mean_ranks, critical)
-    below = 0.6 + 0.35 * len(bars)  # lines of text start here; one is 1 high
+    below = 0.6 + 0.35 * len(bars)  # the first line of text is this far down; a line is 1 high
     line = {"color": "black", "linewidth": 0.9, "clip_on": False}
     axes.set(xlim=(1 - 0.3 * count, count + 0.3 * count), ylim=(-below - half, 2.2))
     axes.axis("off")

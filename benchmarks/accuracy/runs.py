@@ -1,4 +1,4 @@
-"""Runs of the pipeline, carried out in parallel and remembered: one line of a results file for each finished run."""
+"""Runs of the pipeline, carried out in parallel. A results file keeps one line for each finished run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tabular_image.methods.fusion import FUSIONS
 from tabular_image.options import Options
 from tqdm import tqdm
 
-VERSION = 3  # of the lines and of what they mean; raise it when either changes
+VERSION = 3  # of the columns and their meaning; raise the version when either changes
 COLUMNS = (
     *("version", "set", "row", "seed", "fold"),
     *("val_accuracy", "best_epoch", "epochs", "seconds"),
@@ -59,9 +59,9 @@ class Run:
     """One training run.
 
     Attributes:
-        set: what the benchmark calls the data set.
-        row: what it calls the method with its settings.
-        options: everything else; how the run is carried out in them is ignored.
+        set: the benchmark's name of the data set.
+        row: the benchmark's name of the method with its settings.
+        options: all options of the run. Options about the machine are ignored.
         data: digest of the data set, see `tabular_image.data.identity`.
     """
 
@@ -72,7 +72,7 @@ class Run:
 
     @cached_property
     def key(self) -> str:
-        """The full configuration and the digest of the data as JSON: two runs with one key compute the same."""
+        """The full configuration and the digest of the data as JSON. Two runs with equal keys have equal results."""
         return json.dumps(self.options.configuration() | {"data": self.data}, sort_keys=True)
 
     @property
@@ -82,13 +82,13 @@ class Run:
 
 
 class Results:
-    """A CSV file with one line a finished run, keyed by the run's full configuration and the digest of its data.
+    """A CSV file with one line for each finished run. The key is the run's full configuration and the data's digest.
 
     Args:
-        path: the file; it is made with the first line.
+        path: the file, which is created with the first line.
 
     Raises:
-        SystemExit: the file is of another version, none of ours, or cannot be read.
+        SystemExit: The file is of another version, is no results file, or cannot be read.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -107,8 +107,8 @@ class Results:
         if tuple(frame) != COLUMNS or not versions <= {VERSION}:
             found = ", ".join(map(str, versions - {None})) or "unknown"
             raise SystemExit(
-                f"error: {self.path} holds results of version {found}, and this benchmark writes version {VERSION}, "
-                "whose lines name their data; keep the file with the release that wrote it, and give another --results"
+                f"error: {self.path} holds results of version {found}, and this benchmark reads and writes version "
+                f"{VERSION}; keep the file for the release that wrote the file, and give another --results"
             )
         self._rows = {_completed(row["configuration"]): row for row in frame.to_dict("records")}
 
@@ -116,7 +116,7 @@ class Results:
         return run.key in self._rows
 
     def __getitem__(self, run: Run) -> dict[str, Any]:
-        """The line of a finished run, under the names that this benchmark gives its set and row."""
+        """The line of a finished run, with the names that this benchmark gives to the run's set and row."""
         return self._rows[run.key] | {"set": run.set, "row": run.row}
 
     def add(self, run: Run, figures: Mapping[str, Any]) -> None:
@@ -132,27 +132,27 @@ class Results:
         self._rows[run.key] = line
 
     def table(self, runs: Sequence[Run]) -> pd.DataFrame:
-        """The lines of those of the runs that are finished."""
+        """The lines of the finished ones among the runs."""
         return pd.DataFrame([self[run] for run in runs if run in self], columns=list(COLUMNS))
 
     def digests(self, shared: Mapping[str, Any]) -> set[str]:
-        """The digests of the data of all finished runs with some options.
+        """The digests of the data of all finished runs that have the given options.
 
         Args:
-            shared: options by name; those that it leaves out may have any value.
+            shared: options by name. Other options may have any value.
         """
         stored = map(json.loads, self._rows)
         return {one["data"] for one in stored if all(one.get(name) == value for name, value in shared.items())}
 
 
 def _completed(key: str) -> str:
-    """The key of a run with the options that came later, which had their defaults then."""
+    """The key of a stored run, completed by the defaults of options that did not exist when the run was stored."""
     stored = json.loads(key)
     return json.dumps(Options(method=stored["method"]).configuration() | stored, sort_keys=True)
 
 
 def _whole_lines(path: Path) -> bytes:
-    """The content of a file but for a last line without its end, which was being written when the machine went down."""
+    """The whole lines of a file. A last line without an end is dropped: a crash interrupted its writing."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -162,14 +162,14 @@ def _whole_lines(path: Path) -> bytes:
 
 @dataclass(frozen=True)
 class Machine:
-    """How runs are carried out; nothing here changes a result.
+    """How runs are carried out. These options change no result.
 
     Attributes:
-        data_root: folder with one folder a data set.
-        folder: where the run folders go; an interrupted run continues from its folder.
-        jobs: runs at a time, one thread each.
-        gpus: spread the runs over so many GPUs; 0 trains on the CPU.
-        progress: show a bar.
+        data_root: folder with one folder for each data set.
+        folder: folder of the run folders. An interrupted run continues from its run folder.
+        jobs: number of runs at a time, one thread each.
+        gpus: number of GPUs over which the runs are spread; 0 trains on the CPU.
+        progress: show a progress bar.
     """
 
     data_root: str = "data"
@@ -181,16 +181,16 @@ class Machine:
 
 @contextlib.contextmanager
 def opened(path: Path | str, machine: Machine | None) -> Iterator[Results]:
-    """The results file; its lines, and the folders of the runs, are this benchmark's alone until the block ends.
+    """The results file. Until the block ends, this file and the folder of the runs are locked for other benchmarks.
 
     The operating system drops the locks of a process that dies.
 
     Args:
         path: the results file.
-        machine: names the folder of the runs; None only reads the results, beside whoever writes them.
+        machine: names the folder of the runs. None only reads the results, without a lock.
 
     Raises:
-        SystemExit: another benchmark is at work there, or a place cannot be written.
+        SystemExit: Another benchmark is at work there, or a place cannot be written.
     """
     if machine is None:
         yield Results(path)
@@ -216,19 +216,18 @@ def opened(path: Path | str, machine: Machine | None) -> Iterator[Results]:
 
 
 def complete(runs: Sequence[Run], results: Results, machine: Machine, needs: str = "") -> None:
-    """Carry out what is not finished yet, in parallel.
+    """Carry out the unfinished runs, in parallel.
 
-    Every finished run is in the results file before the next begins in its place; a run that fails does not stop the
-    others.
+    The results file gets the line of a run as soon as the run finishes. The other runs go on when one run fails.
 
     Args:
-        runs: of which the finished ones are left alone.
+        runs: the runs. Finished runs are not repeated.
         results: gets a line for every run that finishes.
-        machine: how they are carried out.
-        needs: a file of the run folder that must be there too, such as `metrics.csv`.
+        machine: how the runs are carried out.
+        needs: a file that a finished run's folder must also hold, such as `metrics.csv`.
 
     Raises:
-        SystemExit: a run failed or a process was killed; the message says which, and where its log is.
+        SystemExit: A run failed, or a process was killed. For a failed run the message names the run and its log.
     """
 
     def finished(run: Run) -> bool:
@@ -244,7 +243,7 @@ def complete(runs: Sequence[Run], results: Results, machine: Machine, needs: str
         ProcessPoolExecutor(machine.jobs, context, _start_worker, (slots, machine.gpus)) as pool,
         tqdm(total=len(missing), unit="run", disable=not machine.progress or not missing) as bar,
     ):
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers inherit it: Ctrl-C is the parent's to answer
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers inherit this: the parent alone answers Ctrl-C
         started = {pool.submit(_carry_out, run, machine): run for run in missing}
         signal.signal(signal.SIGINT, before)
         try:
@@ -259,20 +258,20 @@ def complete(runs: Sequence[Run], results: Results, machine: Machine, needs: str
                 bar.update()
         except BrokenProcessPool as error:
             raise SystemExit(
-                "error: a process that was training was killed, perhaps for want of memory; finished runs are in "
-                f"{results.path}: lower --machine.jobs and start again to go on from there"
+                "error: a training process was killed, perhaps because memory ran out; lower --machine.jobs and start "
+                f"again to continue (finished runs are in {results.path})"
             ) from error
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True, wait=False)
             for worker in multiprocessing.active_children():
                 worker.kill()
-            print(f"interrupted; finished runs are in {results.path}, start again to go on", file=sys.stderr)
+            print(f"interrupted; finished runs are in {results.path}, start again to continue", file=sys.stderr)
             raise SystemExit(130) from None
     if failed:
         more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
         raise SystemExit(
             f"error: {failed[0].set} {failed[0].row} (seed {failed[0].options.seed}){more} of {len(missing)} runs "
-            f"failed, see {log_of(failed[0], machine)}; the others are in {results.path}"
+            f"failed, see {log_of(failed[0], machine)}; finished runs are in {results.path}"
         )
 
 
@@ -282,12 +281,12 @@ def folder_of(run: Run, machine: Machine) -> Path:
 
 
 def log_of(run: Run, machine: Machine) -> Path:
-    """The file that holds what a run printed."""
+    """The file with the printed output of a run."""
     return folder_of(run, machine).with_suffix(".log")
 
 
 def histories(runs: Sequence[Run], machine: Machine, name: str) -> pd.DataFrame:
-    """A CSV file of every run's folder in one table, after the columns `set`, `row`, `seed` and `fold`."""
+    """The CSV file `name` of every run's folder in one table, after the columns `set`, `row`, `seed` and `fold`."""
     tables = []
     for run in runs:
         keys = {"set": run.set, "row": run.row, "seed": run.options.seed, "fold": run.options.fold}
@@ -297,16 +296,16 @@ def histories(runs: Sequence[Run], machine: Machine, name: str) -> pd.DataFrame:
 
 
 def _context(machine: Machine) -> Any:
-    """How workers start: on a CPU from a process that has imported the pipeline, which takes each of them seconds."""
+    """How workers start. On a CPU workers fork from a process that imported the pipeline, which saves seconds each."""
     if machine.gpus or "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")  # whose workers have nothing of CUDA before they know their GPU
+        return multiprocessing.get_context("spawn")  # CUDA starts in a worker only after it knows its GPU
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tabular_image.run"])
     return context
 
 
 def _start_worker(slots: Any, gpus: int) -> None:
-    """Give the worker its GPU, and let it not outlive a benchmark that is killed."""
+    """Give the worker its GPU, and end the worker when the benchmark is killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
@@ -314,12 +313,12 @@ def _start_worker(slots: Any, gpus: int) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = str(slot % gpus) if gpus else ""
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which Python complains of after a worker is killed
-    gc.freeze()  # Lightning collects garbage after every run: not among the modules
+    tqdm.set_lock(threading.RLock())  # tqdm's own semaphore makes Python warn after a worker is killed
+    gc.freeze()  # Lightning collects garbage after every run; this leaves out the modules
 
 
 def _carry_out(run: Run, machine: Machine) -> dict[str, Any] | None:
-    """Train, in a worker; the figures of a finished run, or None with the reason in the log."""
+    """Train in a worker. Returns the figures of a finished run, or None with the reason in the log."""
     folder = folder_of(run, machine)
     log_of(run, machine).parent.mkdir(parents=True, exist_ok=True)
     options = replace(
@@ -350,10 +349,10 @@ _READ: dict[str, Samples] = {}  # the data set that a worker read last
 
 
 def _samples(options: Options, data: str, folder: Path) -> Samples:
-    """The data set; runs of one set follow one another, so a worker reads it once.
+    """The data set. Runs of one set follow one another, so that a worker reads the set once.
 
     Raises:
-        InputError: its digest is no longer `data`, or the data cannot be read.
+        InputError: The digest of the data set is no longer `data`, or the data cannot be read.
     """
     names = ("dataset", "data_root", "image_size", "image_encoder", "skip_corrupt", *pipeline.SAMPLE_OPTIONS)
     which = repr([data, *(getattr(options, name) for name in names)])
@@ -361,8 +360,8 @@ def _samples(options: Options, data: str, folder: Path) -> Samples:
         samples = fingerprinted(pipeline.read_samples(options))
         if identity(samples).digest != data:
             raise InputError(
-                f"the data of {samples.name} changed while the benchmark was at work; start it again to train on the "
-                "data as they are now, or restore them"
+                f"the data of {samples.name} changed while the benchmark was at work; restore the data, or start the "
+                "benchmark again to train on the changed data"
             )
         if options.image_encoder == "features" and not options.skip_corrupt:
             samples = _with_features(samples, options.image_size or samples.image_size, data, folder)
@@ -374,7 +373,7 @@ def _samples(options: Options, data: str, folder: Path) -> Samples:
 
 
 def _with_features(samples: Samples, size: int, data: str, folder: Path) -> Samples:
-    """The data set with the features of its pictures, which take a minute once, and come from a file after that."""
+    """The data set with the features of its pictures. Computing takes a minute once; later runs read a file."""
     place = folder / f"features-{data}-{size}-{version('scikit-image')}.npy"
     with FileLock(f"{place}.lock"):
         if not place.exists():
@@ -384,7 +383,7 @@ def _with_features(samples: Samples, size: int, data: str, folder: Path) -> Samp
 
 
 def figures_of(run: Run, folder: Path) -> dict[str, Any]:
-    """The figures of a finished run by column; nan where one is not defined."""
+    """The figures of a finished run by column. An undefined figure is nan."""
     measured = json.loads((folder / "results.json").read_text())
     test = measured["test"]
     main = next(iter(test))

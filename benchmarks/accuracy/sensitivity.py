@@ -1,6 +1,7 @@
-"""Figures 3 and 5: the share of samples that guide, by modality, and the margin, absolute and relative.
+"""Figures 3 and 5: accuracy by the share of samples that guide, for each modality, and by the margin.
 
-One setting is changed at a time; the other share stays at a half, the margin at 0.
+The margin is the least inner product of a step with its guide, or the least cosine where the margin is relative. One
+setting is changed at a time. The other settings keep their defaults: both shares 0.5, the margin 0.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ PREDICTIONS = ("fused", "image", "table")
 
 
 def main(study: Study) -> None:
-    """Run what is missing, then tabulate and draw."""
+    """Carry out the missing runs, then tabulate and draw."""
     points = {f"{sweep} {value}": (sweep, value) for sweep, values in SWEEPS.items() for value in values}
     rows = {name: Row("gaal", settings=SWEEPS[sweep][value]) for name, (sweep, value) in points.items()}
     for set_name, _, runs in study.completed(rows):
@@ -44,7 +45,7 @@ def draw(table: pd.DataFrame, title: str) -> Figure:
     figure = Figure(figsize=(WIDTH, 5.2), layout="constrained")
     for axes, (sweep, part) in zip(figure.subplots(2, 2).flat, table.groupby("sweep", sort=False), strict=True):
         for name in PREDICTIONS:
-            # Values are placed one step apart: margins spread over decades.
+            # Values are drawn at equal distances, because margins differ by powers of ten.
             spread = part[f"{name}_deviation"]
             axes.errorbar(range(len(part)), part[name], spread, color=COLOURS[name], marker="o", capsize=3, label=name)
         axes.set(xlabel=sweep, ylabel="test accuracy", xticks=range(len(part)), xticklabels=part["value"])

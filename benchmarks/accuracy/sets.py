@@ -1,4 +1,4 @@
-"""The sets of a command: their options, what the protocol overrides, the digests of their data, where results go."""
+"""The sets of a command: options, overridden options, digests of the data, and the folder of the results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CARRYING_OUT = ("data_root", "accelerator", "workers", "threads", "out", "pictu
 
 
 def home(sets: Sequence[str]) -> Path:
-    """Where results and tables go: into the checkout for the protocol's sets alone, else below the current folder.
+    """The folder of results and tables: in the checkout for the protocol's sets, else below the current folder.
 
     Sets under the protocols of fixed features and of ResNets have folders of their own.
     """
@@ -48,15 +48,15 @@ def begun(
     """The sets of a command with the digests of their data, and the results so far.
 
     Args:
-        sets: as the command line names them.
-        results: the results file; None has its place in `home`.
-        out: folder of the tables; None is `home`.
-        machine: says where the data are.
-        recipes: what the protocol puts in the place of a file's own optimizer and learning rate.
-        train: results will be added; false takes data that are not at hand for those of the results.
+        sets: the sets as the command line names them.
+        results: the results file; None takes runs.csv in `home`.
+        out: folder of the tables; None takes `home`.
+        machine: names the folders of the data and of the runs.
+        recipes: names of the recipes that replace the optimizer and learning rate of a YAML file.
+        train: whether the command trains. With false, data that cannot be read are assumed to be the results' data.
 
     Raises:
-        SystemExit: a set, a file or a folder cannot be used.
+        SystemExit: A set, a file or a folder cannot be used.
     """
     chosen = _differing(list(map(data_set, sets)))
     for which in chosen:
@@ -72,7 +72,7 @@ def begun(
 
 
 def overridden(which: DataSet, machine: Machine, recipes: Sequence[str]) -> str:
-    """One line on the settings of a YAML file that the protocol overrides, and by what; empty where there are none."""
+    """One line that names the overridden settings of a YAML file, and what overrides them; empty without any."""
     if which.given in SETS:
         return ""
     reasons = {"method": "the method of each row"}
@@ -95,10 +95,10 @@ def overridden(which: DataSet, machine: Machine, recipes: Sequence[str]) -> str:
 
 
 def _differing(sets: list[DataSet]) -> list[DataSet]:
-    """The sets, whose names differ.
+    """The sets, after a check that their names differ.
 
     Raises:
-        SystemExit: two would write one table.
+        SystemExit: Two sets have one name, and would write one table.
     """
     named: dict[str, DataSet] = {}
     for which in sets:
@@ -112,10 +112,10 @@ def _differing(sets: list[DataSet]) -> list[DataSet]:
 
 
 def _digest(which: DataSet, finished: Results, machine: Machine, train: bool) -> str:
-    """The digest of a set's data; where they are not at hand and nothing trains, that of the finished runs.
+    """The digest of a set's data. Without training, data that cannot be read have the digest of the finished runs.
 
     Raises:
-        SystemExit: the data cannot be read and are needed, or the finished runs are of several data sets.
+        SystemExit: Data for training cannot be read, or the finished runs are of several data sets.
     """
     try:
         options = replace(which.options, data_root=machine.data_root)
@@ -128,8 +128,8 @@ def _digest(which: DataSet, finished: Results, machine: Machine, train: bool) ->
         found = finished.digests({name: value for name, value in common.items() if "." not in name})
         if len(found) > 1:
             raise SystemExit(
-                f"error: {finished.path} holds runs on {len(found)} different data sets for {which.given}, and its own "
-                f"data are not at hand to choose by ({error})"
+                f"error: {finished.path} holds runs on {len(found)} different data sets for {which.given}, and the "
+                f"data that would choose one cannot be read ({error}); give the data's folder as --machine.data_root"
             ) from error
-        print(f"careful: {which.name}: the data were not checked, its finished runs are shown as they are ({error})")
+        print(f"careful: {which.name}: the data were not checked, and all finished runs are shown ({error})")
         return next(iter(found), "")

@@ -1,4 +1,4 @@
-"""What the commands of the figures share: their options, and the runs of some variants on some sets."""
+"""Shared by the commands of the figures: the options, and the runs of some variants on some sets."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ class Study:
     """Options of the command."""
 
     sets: Sequence[str] = ("leaves100-texture",)
-    """Names of the protocol, or YAML files with options of train.py."""
+    """Sets of the protocol, or YAML files with options of train.py."""
     seeds: PositiveInt = 5
-    """Runs of each variant, times the folds where a set is cross-validated."""
+    """Number of seeds. A variant has one run for each seed, or for each seed and fold of a cross-validated set."""
     recipe: str = "adamw 0.003"
-    """Optimizer and learning rate, as the protocol names them."""
+    """Optimizer and learning rate, a recipe of the protocol."""
     results: str | None = None
-    """The file with one line a finished run; None is runs.csv in the default of out."""
+    """The file with one line for each finished run; None takes runs.csv in the default of --out."""
     out: str | None = None
-    """Folder of the tables and pictures; None is benchmarks/accuracy/results for the protocol's sets, and runs/accuracy
-    below the current folder where one of the sets is a YAML file."""
+    """Folder of the tables and pictures. None takes benchmarks/accuracy/results for the protocol's sets, and
+    runs/accuracy below the current folder where one of the sets is a YAML file."""
     machine: Machine = field(default_factory=Machine)
     """How the runs are carried out."""
 
     def completed(self, rows: Mapping[str, Row], needs: str = "") -> Iterator[tuple[str, list[Run], pd.DataFrame]]:
-        """For each set its name, the runs of all rows, and their lines of the results file; trains what is missing.
+        """For each set, the name, the runs of all rows, and the runs' lines of the results file. Trains missing runs.
 
         Args:
             rows: variants by name.
-            needs: a file that every run's folder must hold too, such as `metrics.csv`.
+            needs: a file that every run's folder must also hold, such as `metrics.csv`.
         """
         if self.recipe not in RECIPES:
             raise SystemExit(f"error: there is no recipe {self.recipe!r}; choose from {', '.join(RECIPES)}")

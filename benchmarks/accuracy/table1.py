@@ -1,10 +1,12 @@
 """Table I: every method on every set, fairly compared.
 
-Every method gets the same splits, encoders, epochs and number of hyper-parameter trials, and is judged at the epoch
-with the best validation accuracy. The trials are chosen by validation accuracy on the rows of seed 0; the chosen
-options are then run for every seed. Prints a table for each set and writes it as CSV and Markdown; the single runs are
-in the results file. A run that was finished is never repeated on the same data, so an interrupted benchmark goes on
-where it stopped. The command tells which settings of a YAML file the protocol overrides.
+Every method has the same splits, encoders, epochs and number of hyper-parameter trials. Every method is judged at the
+epoch with the best validation accuracy. The trial with the best validation accuracy on the rows of seed 0 is chosen,
+and the options of this trial are run for every seed.
+
+The command prints a table for each set and writes the table as CSV and Markdown. The results file has the single runs.
+A finished run is never repeated on the same data, so that an interrupted benchmark continues where it stopped. The
+command tells which settings of a YAML file the protocol overrides.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from runs import FUSIONS, Machine, Results, Run, complete
 from sets import begun, home
 from tabular_image.files import replacing
 
-_PAIRED = ("difference", "low", "high", "p", "p_holm")  # of what `compare` returns, shown of balanced accuracy too
+_PAIRED = ("difference", "low", "high", "p", "p_holm")  # columns of `compare` that balanced accuracy has too
 _LEVEL = 0.05
 _SPACE = "\N{NO-BREAK SPACE}"  # inside a number's cell, so that a narrow column breaks between numbers
 
@@ -36,17 +38,17 @@ def main(
     train: bool = True,
     machine: Machine = Machine(),  # noqa: B008
 ) -> None:
-    """Run what is missing, then tabulate.
+    """Carry out the missing runs, then tabulate.
 
     Args:
-        sets: names of the protocol, or YAML files with options of train.py for a set of your own.
-        rows: methods; None takes all.
-        seeds: runs of each method, times the folds where a set is cross-validated.
-        trials: hyper-parameter trials of each method on each set; 1 takes the defaults.
-        results: the file with one line a finished run; None is runs.csv in the default of out.
-        out: folder of the tables; None is benchmarks/accuracy/results for the protocol's sets, and runs/accuracy below
-            the current folder where one of the sets is a YAML file.
-        train: train what is missing; false tabulates what is finished, and says so where it could not check the data.
+        sets: sets of the protocol, or YAML files with options of train.py for a set of your own.
+        rows: rows of the table, one for each method or variant; None takes all rows.
+        seeds: number of seeds. A row has one run for each seed, or for each seed and fold of a cross-validated set.
+        trials: hyper-parameter trials of each row on each set; 1 takes the defaults.
+        results: the file with one line for each finished run; None takes runs.csv in the default of --out.
+        out: folder of the tables. None takes benchmarks/accuracy/results for the protocol's sets, and runs/accuracy
+            below the current folder where one of the sets is a YAML file.
+        train: train the missing runs. false tabulates the finished runs, and says so where the data cannot be checked.
         machine: how the runs are carried out.
     """
     names = known_rows(rows)
@@ -57,9 +59,9 @@ def main(
                 complete(runs, finished, machine)
             table = finished.table(runs)
             if table.empty:
-                print(f"{which.name}: no run on these data is finished")
+                print(f"{which.name}: no run on these data is finished; give --train true to train")
                 continue
-            summary = summarise(table).round(6)  # as in the CSV file, so that the two agree to the last digit
+            summary = summarise(table).round(6)  # rounded as in the CSV file, so that CSV and Markdown agree
             path = Path(out or home(sets)) / f"table1-{which.name}"
             write(summary.reset_index(), None, path)
             with replacing(path.with_suffix(".md")) as temporary:
@@ -80,10 +82,10 @@ def chosen_runs(
     Args:
         which: the set.
         rows: names of rows.
-        seeds: of each.
-        trials: of each search.
+        seeds: number of seeds.
+        trials: number of trials of each search.
         finished: the results so far.
-        machine: carries out the missing trials; None leaves out rows whose search is not finished.
+        machine: how missing trials are carried out. None leaves out the rows whose search is unfinished.
     """
     searches = {row: Search(which, row, trials) for row in rows}
     if machine is not None:
@@ -97,13 +99,13 @@ def chosen_runs(
 
 
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:
-    """One line a row, block by block and best first within each.
+    """One line for each row, block by block, the best row of a block first.
 
     Returns:
-        By row: the columns of `compare` for the accuracy; `best_p_holm`, the corrected p of the difference from the
-        block's best row; `balanced`, the mean balanced accuracy, its paired difference from the reference
-        `balanced_difference` with the interval `balanced_low` to `balanced_high`, `balanced_p` and `balanced_p_holm`;
-        `block`; other mean accuracies and seconds; and the paper's figures.
+        By row: the columns of `compare` for the accuracy, and `best_p_holm`, the corrected p of the difference from the
+        block's best row. `balanced` is the mean balanced accuracy. `balanced_difference` is the paired difference of
+        balanced accuracy from the reference, with interval `balanced_low` to `balanced_high`, `balanced_p` and
+        `balanced_p_holm`. Then follow `block`, other mean accuracies, seconds, and the paper's figures.
     """
     present = [row for row in ROWS if row in set(runs["row"])]
     fusions = [f"{figure}_{fusion}" for figure in ("test", "balanced") for fusion in FUSIONS]
@@ -133,7 +135,7 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def markdown(summary: pd.DataFrame) -> str:
-    """The summary for people: a table a block, what each block could have shown, and at the end what bold means."""
+    """The summary in Markdown: for each block a table and the detectable difference, then the meaning of bold."""
     blocks = [_block(str(block), part) for block, part in summary.groupby("block", sort=False)]
     bold = "Bold: the best accuracy of a table"
     if summary["best_p_holm"].notna().any():
@@ -164,7 +166,7 @@ def _block(block: str, part: pd.DataFrame) -> str:
 
 
 def _single(part: pd.DataFrame) -> list[str]:
-    """The single predictions that differ from the one that the block is judged by."""
+    """The predictions of one modality that differ from the prediction by which the block is judged."""
     return [name for name in ("image", "table") if not (part[name].isna() | part[name].eq(part["accuracy"])).all()]
 
 
@@ -182,7 +184,7 @@ def _difference(line: pd.Series) -> str:
 
 
 def _strength(part: pd.DataFrame, reference: str) -> str:
-    """How many runs there are, and what they could have shown."""
+    """The number of runs, and the difference that these runs could have detected."""
     runs = f"Runs of a row: {' to '.join(map(str, dict.fromkeys((part['runs'].min(), part['runs'].max()))))}."
     if part["detectable"].isna().all():
         return runs

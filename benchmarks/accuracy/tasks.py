@@ -1,7 +1,8 @@
-"""Tasks beyond one class: the price of a house as a number, and three columns of fashion as labels.
+"""Tasks other than classes: the price of a house as a number, and three columns of fashion as labels.
 
-Every method trains with one recipe, AdamW at 0.003 for 20 epochs (fashion: 10) on fixed features of the pictures; the
-tested epoch has the lowest validation loss. Runs are kept, and a command that was interrupted goes on.
+Every method trains with one recipe: AdamW at 0.003 for 20 epochs (fashion: 10) on fixed features of the pictures. The
+epoch with the lowest validation loss is tested. Runs are kept, and an interrupted command continues when it is started
+again.
 """
 
 from __future__ import annotations
@@ -47,12 +48,12 @@ def main(
     folder: str = "runs/tasks",
     out: Path = RESULTS,
 ) -> None:
-    """Train what is missing, then tabulate means and deviations over folds.
+    """Carry out the missing runs, then tabulate means and deviations over folds.
 
     Args:
         which: the data set.
-        data_root: folder with one folder a data set.
-        folder: where the run folders go.
+        data_root: folder with one folder for each data set.
+        folder: folder of the run folders.
         out: folder of the table.
     """
     lines: list[dict[str, Any]] = []
@@ -80,7 +81,7 @@ def main(
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The lines of all folds for people: a mean a row and measure, and the deviation where there are several folds."""
+    """The table in Markdown: the mean of each row and measure, with the deviation where there are several folds."""
     grouped = table.rename(columns=_NAMES).drop(columns="fold").groupby("row", sort=False)
     shown = grouped.mean().map("{:.3f}".format)
     if table["fold"].nunique() > 1:
@@ -91,7 +92,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def figures(method: str, folder: Path) -> list[dict[str, Any]]:
-    """A line for each prediction of a run: its own, or each fusion of its voices."""
+    """The lines of a run: one for each fusion of voices, or one for the main prediction of a method without fusion."""
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     if not results["fusion"]:
         return [{"row": method} | next(iter(results["test"].values()))]
@@ -100,7 +101,7 @@ def figures(method: str, folder: Path) -> list[dict[str, Any]]:
 
 
 def boosting(options: Options) -> dict[str, Any]:
-    """Gradient boosting on the encoded table, on the rows of a run; its interval is that of equal variances."""
+    """Gradient boosting on the encoded table, on the rows of a run. The interval assumes one variance for all rows."""
     from tabular_image.metrics import measure_numbers
 
     data = build_data(options, read_samples(options))

@@ -1,13 +1,14 @@
-"""When does surgery help? Gain of GAAL over alternation on made data whose conflict can be dialled.
+"""When does surgery help? Gain of GAAL over alternation on made data with an adjustable amount of conflict.
 
-Two modalities see a class through Gaussian noise. Each has an encoder of one hidden layer, and both share a linear
-head. One dial is turned at a time: the number of classes, the width of the features, label noise in the table's turns
-(the image's labels stay right), the learning rate, and whether the encoders train at all.
+Two modalities see a class through Gaussian noise. Each modality has an encoder of one hidden layer, and both modalities
+share a linear head. A dial is a setting of the problem, and one dial is turned at a time: the number of classes, the
+width of the features, label noise in the table's turns (the image's labels stay right), the learning rate, and whether
+the encoders train at all.
 
-Every seed draws data and weights anew and trains once with surgery (`HalfSpace`) and once without, on the same batches.
-The gain is the difference of the test accuracies of the fused prediction (mean of the logits). The interval is that of
-Student's t over the seeds. Conflict is the share of the steps of alternation whose gradient has a negative cosine with
-the guide.
+Every seed draws data and weights anew. Every seed trains once with surgery (`HalfSpace`) and once without surgery, on
+the same batches. The gain is the difference of the test accuracies of the fused prediction (mean of the logits). The
+interval is Student's t interval over the seeds. Conflict is the share of alternation's steps whose gradient has a
+negative cosine with the guide, the gradient of the other modality.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ MODALITIES = ("table", "image")
 
 @dataclass(frozen=True)
 class Setting:
-    """What one training is made of.
+    """The setting of one training.
 
     Attributes:
         classes: number of classes.
-        width: features of each encoder.
-        noise: share of the training rows whose label is any class in the table's turns.
+        width: number of features that each encoder makes.
+        noise: share of the training rows whose label is replaced by a random class in the table's turns.
         rate: learning rate of SGD with momentum 0.9.
-        frozen: the encoders keep their random weights.
+        frozen: whether the encoders keep their random weights.
     """
 
     classes: int = 10
@@ -100,14 +101,14 @@ def train(setting: Setting, seed: int, surgery: bool) -> tuple[float, float]:
 
 
 def measure(setting: Setting, seed: int) -> dict[str, float]:
-    """Accuracy with and without surgery, and the conflict without."""
+    """Accuracy with and without surgery, and the conflict without surgery."""
     aligned, _ = train(setting, seed, surgery=True)
     plain, conflict = train(setting, seed, surgery=False)
     return {**asdict(setting), "seed": seed, "gaal": aligned, "alternating": plain, "conflict": conflict}
 
 
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:
-    """One line a dial and value: mean conflict and accuracies, the mean gain and its 95% interval."""
+    """One line for each dial and value: mean conflict, mean accuracies, mean gain, and the gain's 95% interval."""
     lines = []
     for dial, value in [(dial, value) for dial, values in DIALS.items() for value in values]:
         chosen = asdict(replace(Setting(), **{dial: value}))
@@ -123,9 +124,9 @@ def main(seeds: PositiveInt = 20, jobs: PositiveInt = 2, out: str | None = None)
     """Train, tabulate and draw.
 
     Args:
-        seeds: trainings of each setting, with and without surgery.
+        seeds: number of seeds. Each seed trains each setting with and without surgery.
         jobs: trainings at a time.
-        out: folder of the table and the picture; None is benchmarks/accuracy/results.
+        out: folder of the table and the picture; None takes benchmarks/accuracy/results.
     """
     settings = {replace(Setting(), **{dial: value}): None for dial, values in DIALS.items() for value in values}
     pairs = [(setting, seed) for setting in settings for seed in range(seeds)]
@@ -139,7 +140,7 @@ def main(seeds: PositiveInt = 20, jobs: PositiveInt = 2, out: str | None = None)
 
 @styled()
 def draw(summary: pd.DataFrame) -> Figure:
-    """Gain over conflict, one colour a dial, each point with its value; all dials meet in the usual setting."""
+    """Gain over conflict, one colour for each dial, each point with its value. All dials share the default setting."""
     figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
     axes = figure.subplots()
     for dial, part in summary.groupby("dial", sort=False):

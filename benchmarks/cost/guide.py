@@ -1,9 +1,10 @@
-"""The guide gradient and the clipped guide gradient, beside what else could compute them, and the floor.
+"""Time of the guide gradient, clipped or not, beside other ways to compute the gradient, and beside a floor.
 
-For a Linear head the mean gradient of k samples is one product of matrices, clipped or not. The closed form is that,
-written out for the cross-entropy: logits, softmax, product. The floor is the larger of its operations at the rate of a
-large product and its bytes at the bandwidth of a copy, both measured here. Any other head (an MLP here) is compared
-with the ordinary backward pass, and has no floor.
+The guide gradient is the head's mean gradient on the samples that guide. For a Linear head the mean gradient of k
+samples is one product of matrices, clipped or not. The closed form writes this out for the cross-entropy: logits,
+softmax, product. The floor is the larger of two times: the operations of the closed form at the rate of a large
+product, and the bytes of the closed form at the bandwidth of a copy. Both rates are measured here. Any other head (an
+MLP here) is compared with the ordinary backward pass and has no floor.
 """
 
 from __future__ import annotations
@@ -41,20 +42,20 @@ def closed_form(head: nn.Linear, features: Tensor, target: Tensor, max_norm: flo
 
 
 def per_sample_mean(head: nn.Module, features: Tensor, target: Tensor) -> list[Tensor]:
-    """The same by `vmap(grad)`: every sample's gradient, then the mean."""
+    """The mean gradient by `vmap(grad)`: every sample's gradient, then the mean."""
     gradients = per_sample_gradients(head, features, target, F.cross_entropy)
     return [gradient.mean(dim=0) for gradient in gradients.values()]
 
 
 def chunked_mean(head: nn.Module, features: Tensor, target: Tensor) -> list[Tensor]:
-    """The same a chunk of samples at a time, so that only one chunk's gradients are in memory."""
+    """The mean gradient by `vmap(grad)` in chunks of samples: only one chunk's gradients are in memory at a time."""
     chunks = zip(features.split(CHUNK), target.split(CHUNK), strict=True)
     parts = ([len(chunk) * mean for mean in per_sample_mean(head, chunk, labels)] for chunk, labels in chunks)
     return [sum(column) / len(features) for column in zip(*parts, strict=True)]
 
 
 def mean_backward(head: nn.Module, features: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-    """The same by autograd, as a training loop would."""
+    """The mean gradient by autograd, as in an ordinary training loop."""
     return torch.autograd.grad(F.cross_entropy(head(features), target), tuple(head.parameters()))
 
 
@@ -69,7 +70,7 @@ def floor_seconds(head: nn.Linear, k: int, bandwidth: float, rate: float) -> flo
 def measure(
     head: nn.Module, k: int, width: int, classes: int, rates: tuple[float, float], per_sample_gib: float, repeats: int
 ) -> pd.DataFrame:
-    """Every way on one head."""
+    """Times and memory of every way on one head."""
     weight = next(head.parameters())
     features = torch.randn(k, width, device=weight.device)
     target = torch.randint(classes, (k,), device=weight.device)
@@ -84,7 +85,7 @@ def measure(
         ways["closed form, clipped"] = lambda: closed_form(head, features, target, MAX_NORM)
         errors = torch.randn(k, classes, device=weight.device)
         ways["product alone"] = lambda: (errors.T @ features, errors.sum(dim=0))
-    # All samples' gradients and the forward pass's copies of the parameters for each must fit.
+    # vmap holds the gradients of all samples and a copy of the parameters for each sample. All must fit into memory.
     if k * size <= per_sample_gib * 2**30:
         ways["vmap"] = lambda: per_sample_mean(head, features, target)
         ways[f"vmap, chunks of {CHUNK}"] = lambda: chunked_mean(head, features, target)
@@ -118,13 +119,13 @@ def main(
     """Measure guide gradients, interleaved.
 
     Args:
-        heads: "width x classes" of Linear heads; the second also as an MLP.
-        ks: samples that guide.
+        heads: Linear heads, as "WIDTHxCLASSES". The second head is also measured as an MLP.
+        ks: numbers of samples that guide.
         hidden: width of the MLP head's hidden layer.
-        per_sample_gib: leave `vmap` out where the gradients of all samples take more.
-        repeats: measurements of each way, after three that are not.
+        per_sample_gib: leave `vmap` out where the gradients of all samples take more GiB than this.
+        repeats: measurements of each way, after three rounds of warm-up.
         threads: CPU threads.
-        device: where to measure.
+        device: device to measure on, such as cpu or cuda.
         out: folder of the results.
     """
     where = timing.setup(device, threads)

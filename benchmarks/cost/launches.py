@@ -1,8 +1,8 @@
-"""How many operators the device path starts, eager and fused: counted on the meta device, nothing is timed.
+"""How many operators surgery starts on a device, eager and fused. Operators are counted on the meta device, untimed.
 
-An operator counts that computes or writes numbers: copies, casts, fills (zeros, ones, eye), joins and multi-tensor
-operators count once each, a custom operator of one kernel too. Views, allocations and what returns no tensor do not. A
-device may start more kernels than one for an operator (a sort, a product of matrices cut into parts).
+An operator counts once where it computes or writes numbers: a copy, a cast, a fill (zeros, ones, eye), a join, a
+multi-tensor operator, a custom operator of one kernel. Views, allocations and operators that return no tensor do not
+count. A device may start more than one kernel for an operator (a sort, a product of matrices cut into parts).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HEADS = {
 
 
 class Launches(TorchDispatchMode):
-    """Counts, by name, the operators that do work while it lasts."""
+    """Counts, by name, the working operators inside the `with` block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Launches(TorchDispatchMode):
 
 
 def of_align(head: nn.Module, guides: int, **settings: Any) -> Counter[str]:
-    """What `align` starts for gradients of the head's shapes."""
+    """The operators that `align` starts for gradients of the head's shapes."""
     gradient, *others = ([torch.empty_like(x, device="meta") for x in head.parameters()] for _ in range(1 + guides))
     with Launches() as launches:
         align(gradient, others, **settings)
@@ -52,7 +52,7 @@ def of_align(head: nn.Module, guides: int, **settings: Any) -> Counter[str]:
 
 
 def of_step(head: nn.Module, guides: int, **settings: Any) -> Counter[str]:
-    """What a guided step of SGD starts beyond a step without guides: half of 32 samples guide."""
+    """The operators that a guided step of SGD starts beyond a step without guides. Half of 32 samples guide."""
 
     def batch() -> tuple[torch.Tensor, torch.Tensor]:
         return torch.empty(32, 2048, device="meta"), torch.empty(32, dtype=torch.long, device="meta")

@@ -1,8 +1,13 @@
-"""What guides cost in several processes: rounds with guides beside plain DDP alternation, in one run.
+"""The cost of guides in several processes: rounds with guides beside plain DDP alternation, in one run.
 
-Starts gloo processes on this machine, each with a batch of its own, and prints the median time of a round (an image
-turn and a table turn of a ResNet-18 and a table MLP with a shared head) with cached and with fresh guides, the latter
-from shared passes and from passes of their own, as ratios to the same loop without guides.
+A guide is the other modality's gradient on the shared head. A round is an image turn of a ResNet-18 and a table turn of
+an MLP, with a shared head. The command starts gloo processes on this machine, each with a batch of its own. It prints
+the median time of a round, and the ratio to the loop without guides, for four ways:
+
+- plain: no guides.
+- cached: the guide comes from the other modality's last turn.
+- fresh: the guide comes from a forward pass that also serves the other modality's turn.
+- run_anew: the guide comes from a forward pass of its own.
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ WARM_UP = 3
 
 
 class Rounds:
-    """Training of one model on one batch, in this process and its peers."""
+    """Training of one model, in this process and its peers. Each process has one batch."""
 
     def __init__(self, batch: int, image_size: int, classes: int, columns: int) -> None:
         self.batch = {"image": torch.randn(batch, 3, image_size, image_size), "table": torch.randn(batch, columns)}
@@ -50,7 +55,7 @@ class Rounds:
             self.optimizer.zero_grad()
 
     def cached(self) -> None:
-        """The guide is what the other modality's own turn computed."""
+        """The guide takes the features that the other modality's last turn computed."""
         for turn in self.optimizer.turns(*MODALITIES):
             features = self._backward(turn.modality)
             self.optimizer.step()
@@ -58,7 +63,7 @@ class Rounds:
             self.optimizer.zero_grad()
 
     def fresh(self) -> None:
-        """A pass through an encoder serves its guide and its turn."""
+        """One pass through an encoder serves the encoder's guide and the encoder's turn."""
         features = FreshFeatures(self.optimizer, self.parallel, self.batch)
         for turn in self.optimizer.turns(*MODALITIES):
             F.cross_entropy(self.head(features[turn.modality]), self.target).backward()
@@ -121,12 +126,12 @@ def main(
     """Time a round of every way, interleaved.
 
     Args:
-        processes: how many, with one thread each.
-        batch: rows of each process.
+        processes: number of processes, with one thread each.
+        batch: rows in the batch of each process.
         image_size: side of the images in pixels.
         classes: width of the head (the paper's DVM has 286 classes).
         columns: width of the table (the paper's DVM has 63).
-        repeats: rounds measured of each way, after three that are not.
+        repeats: measured rounds of each way, after three rounds of warm-up.
     """
     print(
         f"ResNet-18, {image_size} px, batch {batch} in each of {processes} gloo processes, {classes} classes, "

@@ -1,11 +1,12 @@
-"""Gramian and combination of a gradient and its guides, beside other ways to write them, and the floor.
+"""Time of the Gramian and the combination of a gradient and its guides, beside other ways and beside a floor.
 
-The floor is the time of a copy of the same bytes, times the passes over memory: every gradient is read for the Gramian,
-every gradient is read and one is written for the combination; with one guide, five passes, and a copy is two. Operands
-come from memory, not from a cache, as they do after an encoder's backward pass.
+The Gramian holds the inner products of the gradients. The combination is the weighted sum of the gradients. The floor
+is the time to move the bytes at the speed of a copy. The Gramian reads every gradient. The combination reads every
+gradient and writes one. With one guide these are five passes over memory, and a copy is two passes. Operands come from
+memory, not from a cache, as after an encoder's backward pass.
 
-A second table has the whole projection, rule included, beside TorchJD's aggregators, both from lists of gradients to a
-list of tensors.
+A second table compares the whole projection, rule included, with TorchJD's aggregators. Both go from lists of gradients
+to a list of tensors.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ from gaal_surgery.surgery import weigh
 Gradients = list[list[Tensor]]
 BLOCK = 2**19
 SCALE = 2.0**26
-MOST_COMPILED = 16  # tensors in a list; the compiler writes out every one of them
+MOST_COMPILED = 16  # most tensors in a compiled list, because the compiler writes code for every tensor
 
 
 # Ways to compute the Gramian.
 
 
 def blocks(gradients: Gradients) -> Iterator[list[Tensor]]:
-    """The gradients' vectors in pieces of at most BLOCK numbers, which stay in the cache; small tensors are joined."""
+    """The gradients' numbers in pieces of at most BLOCK, which stay in the cache. Small tensors are joined."""
     joined: list[tuple[Tensor, ...]] = []
     size = 0
     for tensors in zip(*gradients, strict=True):
@@ -59,16 +60,16 @@ def _cat(pieces: tuple[Tensor, ...]) -> Tensor:
 
 
 def gramian_float32(gradients: Gradients) -> Tensor:
-    """Dot products in float32; they vanish for norms under about 1e-17."""
+    """Dot products in float32. The products become 0 for norms under about 1e-17."""
     return _sum(
         [_symmetric([[torch.dot(x, y) for y in block[i:]] for i, x in enumerate(block)]) for block in blocks(gradients)]
     )
 
 
 def gramian_scaled(gradients: Gradients) -> Tensor:
-    """Dot products in float32, one factor scaled: right for norms from 1e-20 to 1e15."""
+    """Dot products in float32 with one factor scaled. The products are right for norms from 1e-20 to 1e15."""
     matrices = []
-    buffer = gradients[0][0].new_empty(BLOCK)  # used again, since new memory costs more than the product
+    buffer = gradients[0][0].new_empty(BLOCK)  # reused, because new memory costs more than the product
     for block in blocks(gradients):
         upper = []
         for i, x in enumerate(block):
@@ -89,7 +90,7 @@ def gramian_float64(gradients: Gradients) -> Tensor:
 
 
 def gramian_matrix(gradients: Gradients) -> Tensor:
-    """One small product of matrices a block, in float32 scaled: for many guides."""
+    """One small product of matrices for each block, in scaled float32, for many guides."""
     products = []
     buffer = gradients[0][0].new_empty(len(gradients), BLOCK)
     for block in blocks(gradients):
@@ -110,7 +111,7 @@ def gramian_foreach(gradients: Gradients) -> Tensor:
 
 
 def _symmetric(upper: list[list[Tensor]]) -> list[Tensor]:
-    """The numbers of a symmetric matrix, row by row, from those on and right of its diagonal."""
+    """All entries of a symmetric matrix, row by row, from the entries on and right of the diagonal."""
     count = len(upper)
     return [upper[min(i, j)][abs(i - j)] for i in range(count) for j in range(count)]
 
@@ -121,16 +122,16 @@ def _sum(matrices: list[list[Tensor]]) -> Tensor:
     return numbers.sum(dim=0, dtype=torch.float64).view(count, count)
 
 
-# Ways to combine; all leave the sum in the first gradient, as a step does.
+# Ways to combine. Each way leaves the sum in the first gradient, as a step does.
 
 
 def combine_library(gradients: Gradients, weights: Tensor) -> None:
-    """The library's, as a step does it."""
+    """The library's combination, as a step does it."""
     combine_into(gradients[0], join(gradients), weights, exact=False)
 
 
 def combine_numbers(gradients: Gradients, weights: Tensor) -> None:
-    """Weights as numbers, which only a CPU gives away for nothing; a weight of 0 touches nothing."""
+    """Weights as Python numbers, which a GPU would have to wait for. A weight of 0 touches nothing."""
     first, *others = weights.tolist()
     torch._foreach_mul_(gradients[0], first)
     for guide, weight in zip(gradients[1:], others, strict=True):
@@ -139,7 +140,7 @@ def combine_numbers(gradients: Gradients, weights: Tensor) -> None:
 
 
 def combine_in_place(gradients: Gradients, weights: Tensor) -> None:
-    """Multiply and add in place; a weight of 0 leaves traces of infinities and of signs of zeros."""
+    """Multiply and add in place. A weight of 0 still spreads infinities and changes the signs of zeros."""
     torch._foreach_mul_(gradients[0], weights[0])
     for guide, weight in zip(gradients[1:], weights[1:], strict=True):
         for destination, tensor in zip(gradients[0], guide, strict=True):
@@ -154,14 +155,14 @@ def combine_foreach(gradients: Gradients, weights: Tensor) -> None:
 
 
 def library_both(gradients: Gradients, weights: Tensor, *, fused: bool = False) -> None:
-    """Both passes of the library, as a step takes them: the small tensors are joined once."""
+    """The library's Gramian and combination, as a step does them: the small tensors are joined once."""
     joined = join(gradients, fused)
     gramian_of(joined)
     combine_into(gradients[0], joined, weights, exact=False)
 
 
 class Way(NamedTuple):
-    """A Gramian and a combination, and both where they share work."""
+    """A Gramian and a combination. `both` does both where they share work."""
 
     gramian: Callable[[Gradients], Tensor]
     combine: Callable[[Gradients, Tensor], None]
@@ -188,14 +189,14 @@ AGGREGATORS = {"TorchJD PCGrad": PCGrad(), "TorchJD UPGrad": UPGrad(), "TorchJD 
 
 
 def gradient_lists(shapes: list[tuple[int, ...]], guides: int, device: torch.device) -> Callable[[], list[Tensor]]:
-    """Makes the tensors of a gradient and its guides, gradient by gradient."""
+    """A function that makes the tensors of a gradient and its guides, gradient by gradient."""
     return lambda: [torch.randn(shape, device=device) for _ in range(1 + guides) for shape in shapes]
 
 
 def measure_stages(
     shapes: list[tuple[int, ...]], guides: int, ways: dict[str, Way], device: torch.device, repeats: int
 ):
-    """Gramian, combination, and one after the other, for every way."""
+    """For every way: the Gramian, the combination, and one after the other."""
     operands = Rotation(gradient_lists(shapes, guides, device))
     weights = torch.tensor([1.0, *[-0.1] * guides], dtype=torch.float64, device=device)
 
@@ -231,9 +232,9 @@ def measure_stages(
 
 
 def measure_torchjd(shapes: list[tuple[int, ...]], guides: int, device: torch.device, repeats: int) -> pd.DataFrame:
-    """The library's way from gradients to one gradient beside TorchJD's, which stacks the gradients to Jacobians.
+    """The library's and TorchJD's ways from gradients to one gradient. TorchJD stacks the gradients to Jacobians.
 
-    TorchJD's aggregators are measured with ready Jacobians and on one ready matrix, too.
+    TorchJD's aggregators are also measured with ready Jacobians, and on one ready matrix.
     """
     numbers = sum(torch.Size(shape).numel() for shape in shapes)
     operands = Rotation(gradient_lists(shapes, guides, device))
@@ -276,20 +277,20 @@ def measure_torchjd(shapes: list[tuple[int, ...]], guides: int, device: torch.de
 
 
 def parse(name: str) -> list[tuple[int, ...]]:
-    """The shapes of "2048x286" (a Linear head: weight and bias) or "1000*64x8" (so many equal tensors)."""
+    """The shapes of "2048x286" (weight and bias of a Linear head) or of "1000*64x8" (1000 tensors of 64 x 8)."""
     count, _, shape = name.rpartition("*")
     sides = tuple(map(int, shape.split("x")))
     return [sides] * int(count) if count else [sides[::-1], sides[-1:]]
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Gramian and combination together, over the floor."""
+    """Time of Gramian and combination together, as a ratio to the floor."""
     both = table[(table["stage"] == "both") & ~table["way"].str.contains("copy")]
     return timing.dots(both, "guides", "parameters", "/ floor", "ratio to the floor")
 
 
 def draw_torchjd(table: pd.DataFrame) -> Figure:
-    """The whole projection beside TorchJD's."""
+    """Time of the whole projection beside TorchJD's aggregators."""
     return timing.dots(table, "guides", "parameters", "/ align", "ratio to align")
 
 
@@ -305,12 +306,12 @@ def main(
     """Measure projections, interleaved.
 
     Args:
-        lists: the shared module's parameters: "width x classes" of a Linear head, or "count * shape".
-        guides: how many.
+        lists: the shared module's parameters: "WIDTHxCLASSES" of a Linear head, or "COUNT*SHAPE" of equal tensors.
+        guides: numbers of guides.
         compiled: also measure `torch.compile`, which needs a C++ compiler.
-        repeats: measurements of each way, after three that are not.
+        repeats: measurements of each way, after three rounds of warm-up.
         threads: CPU threads.
-        device: where to measure.
+        device: device to measure on, such as cpu or cuda.
         out: folder of the results.
     """
     where = timing.setup(device, threads)

@@ -1,8 +1,9 @@
-"""How the cost of surgery grows with batch, classes, feature width, guides and processes, beside a predicted line.
+"""How the cost of surgery grows with batch, classes, feature width, guides and processes, beside a prediction.
 
-Surgery is what a step with guides takes longer than one without: selection, guide gradients, projection. Predicted is
-what an empty head's surgery takes, plus operations at the rate of a large product and bytes at the bandwidth of a copy,
-plus, with several processes, collectives of the same size by themselves; all of it measured here.
+The cost of surgery is the time of a step with guides minus the time of a step without guides: selection, guide
+gradients, projection. The prediction is the sum of four times, all of them measured here: surgery of a tiny head,
+operations at the rate of a large product, bytes at the bandwidth of a copy, and, with several processes, collectives of
+equal size alone.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from torch.multiprocessing import start_processes
 
 from gaal_surgery import GradientAlignedAlternator
 
-FRACTION = 0.5  # of the batch that is selected
+FRACTION = 0.5  # share of the batch that guides
 
 
 @dataclass(frozen=True)
 class Size:
-    """One problem; the batch is that of each process."""
+    """The size of one problem. `batch` is the number of rows in each process."""
 
     batch: int
     classes: int
@@ -50,17 +51,17 @@ class Size:
 
 @dataclass(frozen=True)
 class Rates:
-    """What the machine does in a second."""
+    """Bytes copied and operations done in a second on this machine."""
 
     bandwidth: float
     operations: float
 
     def predict(self, size: Size) -> float:
         """Seconds for the products and the passes over memory."""
-        # With several processes each pulls back all of its rows, as only the device knows which were selected.
+        # With several processes each process pulls back all its rows: only the device knows which rows are selected.
         pulled_back = size.batch if size.processes > 1 else FRACTION * size.batch
         operations = size.guides * 2 * (size.batch + pulled_back) * size.width * size.classes
-        # Each guide gradient is written; all are read for the Gramian, and read again for the sum, which is written.
+        # Each guide gradient is written. The Gramian reads all gradients. The sum reads all gradients and is written.
         passes = size.guides + 2 * (size.guides + 1) + 1
         return operations / self.operations + 4 * passes * size.parameters / self.bandwidth
 
@@ -77,7 +78,7 @@ class HeadStep:
         self.optimizer = GradientAlignedAlternator(sgd, shared=self.head, fraction=FRACTION)
 
     def __call__(self, guides: int) -> None:
-        """A step with so many guides; outside `turns`, each serves once."""
+        """A step with this number of guides. Outside `turns` a guide serves one step."""
         F.cross_entropy(self.head(self.features), self.target).backward()
         for guide in range(guides):
             self.optimizer.guide(f"guide {guide}", self.features, self.target)
@@ -86,14 +87,14 @@ class HeadStep:
 
 
 def surgery_seconds(size: Size, device: torch.device, repeats: int) -> pd.Series:
-    """What guides add to a step, in every repeat."""
+    """The seconds that guides add to a step, in every repeat."""
     step = HeadStep(size, device)
     seconds = timing.interleaved({"with": partial(step, size.guides), "without": partial(step, 0)}, device, repeats)
     return seconds["with"] - seconds["without"]
 
 
 def exchange_seconds(size: Size, device: torch.device, repeats: int) -> float:
-    """The collectives of a step by themselves: logits and targets are gathered, guide gradients summed."""
+    """Seconds of a step's collectives alone: logits and targets are gathered, guide gradients are summed."""
     rows = torch.empty(size.guides * size.batch * (4 * size.classes + 8), dtype=torch.uint8, device=device)
     everyone = [torch.empty_like(rows) for _ in range(size.processes)]
     gradients = torch.zeros(size.guides * size.parameters, device=device)
@@ -121,7 +122,7 @@ def measure(size: Size, rates: Rates, device: torch.device, repeats: int) -> dic
 
 
 def measure_in_processes(size: Size, rates: Rates, repeats: int) -> dict[str, float]:
-    """The same in gloo processes on this machine, a thread each."""
+    """One row of the table, measured in gloo processes on this machine, one thread each."""
     with tempfile.TemporaryDirectory() as folder:
         start_processes(_peer, (Path(folder), size, rates, repeats), nprocs=size.processes, start_method="spawn")
         row: dict[str, float] = json.loads((Path(folder) / "row.json").read_text())
@@ -140,7 +141,7 @@ def _peer(rank: int, folder: Path, size: Size, rates: Rates, repeats: int) -> No
 
 @styled()
 def draw(table: pd.DataFrame) -> Figure:
-    """A panel for each factor: measured with quartiles, predicted beside it."""
+    """A panel for each factor: the measured time with quartiles, and the predicted time."""
     factors = table["factor"].unique()
     columns = min(2, len(factors))
     rows = -(-len(factors) // columns)
@@ -172,17 +173,17 @@ def main(
     device: str = "cpu",
     out: Path = RESULTS,
 ) -> None:
-    """Measure surgery on Linear heads; the first of each list is the standard, and one varies at a time.
+    """Measure surgery on Linear heads. The first value of each list is the standard, and one list varies at a time.
 
     Args:
-        batches: rows in a batch, of each process.
-        classes: outputs of the head.
-        widths: features.
-        guides: how many.
-        processes: how many, on the CPU and with a thread each.
-        repeats: steps measured, after three that are not.
+        batches: rows in the batch of each process.
+        classes: numbers of the head's outputs.
+        widths: numbers of features.
+        guides: numbers of guides.
+        processes: numbers of processes. Several processes run on the CPU with one thread each.
+        repeats: measured steps, after three steps of warm-up.
         threads: CPU threads of a single process.
-        device: where to measure a single process.
+        device: device of a single process, such as cpu or cuda.
         out: folder of the results.
     """
     where = timing.setup(device, threads)

@@ -1,8 +1,9 @@
-"""How soon the pipeline begins: its help, and the first training batch of a large set.
+"""How soon the pipeline begins: the time of the help, and of the first training batch of a large set.
 
-Help and a mistyped option are measured in CPU seconds of a whole process, in turns with `import torch` alone. A large
-set is a CSV file of small pictures, written for the purpose. Its seconds count from the table being read, and its
-memory from what the process held before; pages that it shares with its workers count for each.
+Help and a mistyped option are measured in CPU seconds of a whole process, in turns with `import torch` alone. The large
+set is a CSV file of small pictures, written for this measurement. Its seconds count from the moment after the table is
+read. Its memory counts beyond the memory that the process held before. Pages of memory that the process shares with its
+workers count for each of them.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ COMMANDS = {
     "train.py --epohcs 3": [str(PIPELINE / "train.py"), "--epohcs", "3"],
     "prepare.py --help": [str(PIPELINE / "prepare.py"), "--help"],
 }
-_DISTINCT = 100  # pictures; the other files are copies of these
+_DISTINCT = 100  # number of different pictures; the other files are copies
 
 
 def cpu_seconds(command: list[str]) -> float:
-    """CPU seconds of a Python process, those of the system included."""
+    """CPU seconds of a Python process, in user and in system mode."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, *command], capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -45,7 +46,7 @@ def cpu_seconds(command: list[str]) -> float:
 
 
 def write_set(folder: Path, rows: int, side: int) -> Path:
-    """A CSV file of so many JPEG pictures, ten classes, two numbers and a category."""
+    """A CSV file with `rows` JPEG pictures, ten classes, two columns of numbers and one of categories."""
     random = np.random.default_rng(0)
     contents = []
     for _ in range(min(rows, _DISTINCT)):
@@ -68,7 +69,7 @@ def write_set(folder: Path, rows: int, side: int) -> Path:
 
 
 def begin(path: Path, image_size: int, workers: int, batches: int) -> None:
-    """Prints when the first batch is there, and the memory after some more."""
+    """Prints the seconds until the first batch, and the memory after some more batches."""
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     samples = load("csv", path=path, image_column="picture", target_column="kind")
     start = time.perf_counter()
@@ -97,15 +98,15 @@ def main(
     batches: PositiveInt = 300,
     repeats: PositiveInt = 5,
 ) -> None:
-    """Measure both.
+    """Measure the help and the large set.
 
     Args:
-        rows: pictures of the large set.
-        side: of the pictures in their files.
-        image_sizes: `--image_size` of the pipeline; by it the pixels are kept in memory or not.
-        workers: processes that read pictures.
-        batches: after the first, before memory is looked at.
-        repeats: of each command, whose median is printed.
+        rows: number of pictures in the large set.
+        side: side of the picture files in pixels.
+        image_sizes: values of `--image_size` of the pipeline. The size decides whether pixels are kept in memory.
+        workers: number of processes that read pictures.
+        batches: number of batches after the first before the memory is measured.
+        repeats: runs of each command; the median is printed.
     """
     rounds = [{name: cpu_seconds(command) for name, command in COMMANDS.items()} for _ in range(repeats)]
     for name in COMMANDS:

@@ -1,8 +1,9 @@
 """Time and peak memory of one round, all ways to train side by side in one run.
 
-A round is one turn of every modality: an image encoder, and a table MLP for each further modality, with a shared Linear
-head. Beside the library's recipes stand a joint step, plain alternation, the order of work in the authors' released
-code, and TorchJD's aggregators on the head's gradients. A second table says what surgery adds to each turn.
+A turn is one step in which a modality trains its encoder and the shared head. A round is one turn of every modality.
+One modality has an image encoder, every other modality a table MLP, and all share a Linear head. The library's recipes
+are compared with a joint step, plain alternation, the order of work in the authors' released code, and TorchJD's
+aggregators on the head's gradients. A second table has the time that surgery adds to each turn.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from torchjd.autojac import backward, jac_to_grad
 from gaal_surgery import FreshFeatures, GradientAlignedAlternator, align, entropy, select_uncertain
 
 Guidance = Literal["fresh", "run anew", "cached"] | None
-COLUMNS = 63  # of the paper's largest table, DVM
+COLUMNS = 63  # width of the paper's largest table, DVM
 _SIZE = "encoder, batch / classes / modalities"
 
 
 @dataclass(frozen=True)
 class Size:
-    """One problem."""
+    """The size of one problem."""
 
     encoder: str
     batch: int
@@ -56,7 +57,7 @@ class Rounds:
         self.adam = torch.optim.Adam([*self.encoders.parameters(), *self.head.parameters()], lr=1e-4)
 
     def ways(self) -> dict[str, Work]:
-        """By name; each keeps its guides to itself."""
+        """The ways to train by name. Each way that has guides has an alternator of its own."""
         return {
             "joint": self.joint,
             "plain": partial(self.alternate, self._wrapper(), None),
@@ -78,7 +79,7 @@ class Rounds:
         self._step()
 
     def alternate(self, optimizer: GradientAlignedAlternator, guidance: Guidance) -> None:
-        """Alternation: without guides, or with guides from shared passes, passes of their own, or their own turns."""
+        """Alternation. Guides come from shared passes (fresh), passes of their own (run anew) or own turns (cached)."""
         features = FreshFeatures(optimizer, self.encoders, self.batch)
         for turn in optimizer.turns(*self.encoders):
             own = features[turn.modality]
@@ -94,10 +95,11 @@ class Rounds:
             optimizer.zero_grad()
 
     def authors(self) -> None:
-        """The order of work of the released code: guidance goes back through the other encoder and is discarded.
+        """The order of work of the released code.
 
-        Both encoders of a turn run forward and backward; the projection is done on the CPU in float64, by the closed
-        form that equals the code's quadratic program, so that the solver's own time is left out.
+        Both encoders run forward and backward in a turn. The guide's gradient on the other encoder is discarded. The
+        projection runs on the CPU in float64. A closed form replaces the released code's quadratic program, so that the
+        solver's time is left out.
         """
         modalities = list(self.encoders)
         head = list(self.head.parameters())
@@ -116,8 +118,9 @@ class Rounds:
     def torchjd(self, aggregator: Aggregator) -> None:
         """A joint step in which TorchJD aggregates the head's gradients, one for each modality's loss.
 
-        Its `mtl_backward` is for a shared encoder and heads of their own; with a shared head, the Jacobian of the
-        losses is taken on the head alone, and the encoders' gradients by an ordinary backward pass.
+        TorchJD's `mtl_backward` is for a shared encoder with one head for each loss. Here the head is shared. The
+        Jacobian of the losses is therefore taken on the head alone, and an ordinary backward pass gives the encoders'
+        gradients.
         """
         losses = self._losses()
         backward(losses, inputs=self.head.parameters(), retain_graph=True)
@@ -126,7 +129,7 @@ class Rounds:
         self._step()
 
     def parts(self) -> dict[str, Work]:
-        """What surgery is measured against and by: encoders, plain turns, and the head's part of a turn."""
+        """The parts of a round by name: encoders, plain turns, and the head's part of a turn, guided and unguided."""
         parts: dict[str, Work] = {}
         for modality in self.encoders:
             parts[f"{modality} encoder"] = partial(self.encoder, modality)
@@ -137,7 +140,7 @@ class Rounds:
         return parts
 
     def encoder(self, modality: str) -> None:
-        """The encoder forward and backward, nothing else."""
+        """The encoder alone, forward and backward."""
         features = self._features(modality)
         features.backward(torch.ones_like(features))
         self.adam.zero_grad()
@@ -148,7 +151,7 @@ class Rounds:
         self._step()
 
     def head_turn(self, optimizer: GradientAlignedAlternator, own: Tensor, other: Tensor, guided: bool) -> None:
-        """A turn of the head alone, on given features: with a guide it takes longer by what surgery takes."""
+        """A turn of the head alone, on given features. The extra time with a guide is the time of surgery."""
         F.cross_entropy(self.head(own), self.target).backward()
         if guided:
             optimizer.guide("other", other, self.target)
@@ -186,7 +189,7 @@ def measure_ways(rounds: Rounds, device: torch.device, repeats: int) -> pd.DataF
 
 
 def measure_surgery(rounds: Rounds, device: torch.device, repeats: int) -> pd.DataFrame:
-    """What surgery adds to the turn of each modality, and to the round."""
+    """The time that surgery adds to the turn of each modality, and to the round."""
     ms = 1e3 * timing.interleaved(rounds.parts(), device, repeats)
     table = pd.DataFrame(
         {
@@ -202,14 +205,14 @@ def measure_surgery(rounds: Rounds, device: torch.device, repeats: int) -> pd.Da
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    """Time and peak memory of every way, beside plain alternation."""
+    """Time and peak memory of every way, as ratios to plain alternation."""
     measures = {"/ plain": "time", "peak / plain": "peak memory"}
     long = _sized(table).melt(["way", _SIZE], list(measures), "measure", "ratio").replace({"measure": measures})
     return timing.dots(long, _SIZE, "measure", "ratio", "ratio to plain alternation")
 
 
 def draw_surgery(table: pd.DataFrame) -> Figure:
-    """What surgery adds to each turn."""
+    """The time that surgery adds to each turn."""
     shown = _sized(table).assign(measure="time of surgery")
     return timing.dots(shown, _SIZE, "measure", "surgery / plain", "ratio to the turn without a guide", way="turn")
 
@@ -232,17 +235,17 @@ def main(
 ) -> None:
     """Measure rounds of every way, interleaved.
 
-    The first batch, classes and modalities are the standard size; the others vary one at a time.
+    The first value of --batches, --classes and --modalities is the standard size. One of the three varies at a time.
 
     Args:
-        encoders: of images: "small", "resnet18", "resnet50".
+        encoders: image encoders: "small", "resnet18", "resnet50".
         batches: rows in a batch.
-        classes: widths of the head (the paper's DVM has 286).
-        modalities: how many, at least 2; those beyond the image are tables.
+        classes: widths of the head (the paper's DVM has 286 classes).
+        modalities: numbers of modalities, at least 2: one image, and tables.
         image_size: side of the images in pixels.
-        repeats: rounds measured of each way, after three that are not.
+        repeats: measured rounds of each way, after three rounds of warm-up.
         threads: CPU threads.
-        device: where to train.
+        device: device to train on, such as cpu or cuda.
         out: folder of the results.
     """
     where = timing.setup(device, threads)

@@ -1,4 +1,4 @@
-"""What every cost benchmark shares: timing, peak memory, measured floors, and the table, CSV and picture it leaves."""
+"""Shared by the cost benchmarks: timing, peak memory, measured floors, and writing the table and the picture."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from torch.profiler import ProfilerActivity, profile
 
 RESULTS = Path(__file__).resolve().parent / "results"
 WARM_UP = 3
-# Operands that together exceed every cache, so that each is read from memory as after an encoder's backward pass.
+# Bytes of operands that exceed every cache, so that operands come from memory, as after an encoder's backward pass.
 OUT_OF_CACHE = 2**28
-_SPREAD = 4  # largest over smallest ratio from which an axis is logarithmic
+_SPREAD = 4  # an axis is logarithmic where the largest ratio is more than this multiple of the smallest
 
 Work = Callable[[], object]
 
 
 def setup(device: str, threads: int) -> torch.device:
-    """The device to measure on, with random numbers and the number of threads set."""
+    """The device to measure on. Also sets the random seed and the number of threads."""
     torch.manual_seed(0)
     torch.set_num_threads(threads)
     return torch.device(device)
 
 
 def machine(device: torch.device) -> str:
-    """What was measured on, in a line."""
+    """The machine of the measurement, in a line."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
@@ -55,7 +55,7 @@ def machine(device: torch.device) -> str:
 
 
 def seconds_of(work: Work, device: torch.device) -> float:
-    """Seconds that the work takes, to its last kernel."""
+    """Seconds until the last kernel of the work is done."""
     _synchronize(device)
     start = time.perf_counter()
     work()
@@ -66,8 +66,8 @@ def seconds_of(work: Work, device: torch.device) -> float:
 def interleaved(ways: Mapping[str, Work], device: torch.device, repeats: int) -> pd.DataFrame:
     """Seconds of every way (columns) in every repeat (rows).
 
-    All take turns, so that a slow minute slows them alike, each time in another order, so that none always finds the
-    caches as one other left them.
+    The ways take turns, so that a slow minute slows all ways alike. Each repeat has another order, so that a way does
+    not always find the caches as one other way left them.
     """
     order = random.Random(0)
     rounds = [
@@ -78,7 +78,7 @@ def interleaved(ways: Mapping[str, Work], device: torch.device, repeats: int) ->
 
 
 def summary(seconds: pd.DataFrame, *baselines: str) -> pd.DataFrame:
-    """A row for each way: median and quartiles in milliseconds, ratio of its median to that of each baseline."""
+    """A row for each way: median and quartiles in milliseconds, and the ratio of medians to each baseline."""
     milliseconds = 1e3 * seconds
     table = pd.DataFrame(
         {
@@ -101,17 +101,17 @@ def _synchronize(device: torch.device) -> None:
 
 
 def peak_memory(work: Work, device: torch.device) -> int:
-    """Most bytes that torch's allocator held during the work, beyond those it held before.
+    """Most bytes that torch's allocator held during the work, minus the bytes that it held before.
 
-    On a CPU they come from the profiler's record of every allocation; what libraries below torch allocate for
-    themselves is not in it, nor is the release of what was held before.
+    On a CPU the bytes come from the profiler's record of every allocation. This record leaves out the allocations of
+    libraries below torch, and the release of memory that was held before.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         work()
         return torch.cuda.max_memory_allocated(device) - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would print two lines for every profile
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else every profile prints two lines
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
     with tempfile.TemporaryDirectory() as folder:
@@ -126,7 +126,7 @@ def peak_memory(work: Work, device: torch.device) -> int:
 
 
 class Rotation:
-    """Equal sets of operands that take turns, so many that none is still in a cache when its turn comes again."""
+    """Equal sets of operands that take turns. Each set leaves the cache before the turn of the set comes again."""
 
     def __init__(self, make: Callable[[], Sequence[Tensor]]) -> None:
         first = make()
@@ -139,7 +139,7 @@ class Rotation:
 
 
 def copying(numbers: int, device: torch.device, *, cached: bool = False) -> Work:
-    """A copy of so many float32 numbers, from memory to memory or, where they fit, within the cache."""
+    """A copy of float32 numbers, from memory to memory. With `cached` one pair of operands may stay in the cache."""
 
     def make() -> Sequence[Tensor]:
         return torch.randn(2, numbers, device=device).unbind()
@@ -157,14 +157,14 @@ def copying(numbers: int, device: torch.device, *, cached: bool = False) -> Work
 
 
 def copy_bandwidth(size: int, device: torch.device, repeats: int) -> float:
-    """Bytes read and written a second by a copy of `size` bytes from memory to memory."""
+    """Bytes that a copy of `size` bytes from memory to memory reads and writes in a second."""
     numbers = max(1, size // 4)
     seconds = interleaved({"copy": copying(numbers, device)}, device, repeats)["copy"].median()
     return 2 * 4 * numbers / float(seconds)
 
 
 def matrix_rate(side: int, device: torch.device, repeats: int, dtype: torch.dtype = torch.float32) -> float:
-    """Operations a second of a product of square matrices: with sides of some thousands, the most the machine gives."""
+    """Operations a second of a product of square matrices. Sides of some thousands give the machine's highest rate."""
     a, b = torch.randn(2, side, side, device=device, dtype=dtype).unbind()
     seconds = interleaved({"product": lambda: a @ b}, device, repeats)["product"].median()
     return 2 * side**3 / float(seconds)
@@ -175,14 +175,14 @@ def matrix_rate(side: int, device: torch.device, repeats: int, dtype: torch.dtyp
 
 @styled()
 def dots(table: pd.DataFrame, marks: str, by: str, value: str, label: str, *, way: str = "way") -> Figure:
-    """A panel for every value of `by` with a line for each way, and a mark on it for every value of `marks`.
+    """A panel for every value of `by`, in it a line for each way, and on the line a mark for every value of `marks`.
 
     Args:
         table: one row for each panel, way and mark.
         marks: column with the sizes of the problem.
         by: column with the panels' titles.
         value: column with ratios; the line at 1 is the baseline.
-        label: what the ratio is of.
+        label: label of the axis of ratios.
         way: column with the lines' names.
     """
     groups = list(table.groupby(by, sort=False))
@@ -216,19 +216,19 @@ def dots(table: pd.DataFrame, marks: str, by: str, value: str, label: str, *, wa
 
 
 def write(table: pd.DataFrame, figure: Figure, name: str, out: Path, device: torch.device) -> None:
-    """Prints the table, and writes it and the figure to `out` with the machine they were measured on."""
+    """Prints the table, and writes table and figure to `out`, both with the machine of the measurement."""
     where = machine(device)
     print(f"{where}\n\n{table.to_string(index=False, float_format=lambda value: f'{value:.4g}')}")
     out.mkdir(parents=True, exist_ok=True)
     with replacing(out / f"{name}.csv") as temporary:
-        # Twelve digits, so that ratios can be recomputed from what they were made of.
+        # Twelve digits, so that ratios can be recomputed from the times.
         table.assign(machine=where).to_csv(temporary, index=False, float_format="%.12g", lineterminator="\n")
     save(figure, where, out / f"{name}.png")
     print(f"\nwritten: {out / name}.csv and .png")
 
 
 def save(figure: Figure, where: str, path: Path) -> None:
-    """Writes a picture, with the machine that it is of."""
+    """Writes a picture with the machine of the measurement above it."""
     figure.suptitle(where, fontsize=8)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=DPI)

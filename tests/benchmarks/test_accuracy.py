@@ -417,7 +417,7 @@ def test_a_half_written_line_is_dropped_and_nothing_else(tmp_path: Path, run: Ru
     ("content", "words"),
     [
         ("version,set\n0,digits\n", "version 0.*version 3"),
-        (",".join(COLUMNS) + "\n1" + "," * (len(COLUMNS) - 1) + "\n", "version 1.*version 3, whose lines name"),
+        (",".join(COLUMNS) + "\n1" + "," * (len(COLUMNS) - 1) + "\n", "version 1.*version 3; keep the file"),
         (",".join(COLUMNS) + "\n2" + "," * (len(COLUMNS) - 1) + "\n", "version 2.*version 3"),
         ("name,age\nx,1\n", "version unknown"),
         ("a,b\n1,2,3\n1,2,3,4\n", "no results file"),
@@ -859,7 +859,7 @@ def test_ctrl_c_says_how_to_go_on(small_set: Path, tmp_path: Path):
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate()
     assert process.returncode == 130
-    assert error == f"interrupted; finished runs are in {path}, start again to go on\n"
+    assert error == f"interrupted; finished runs are in {path}, start again to continue\n"
 
 
 @pytest.mark.slow

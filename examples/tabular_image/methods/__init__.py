@@ -1,4 +1,4 @@
-"""The methods, one file each; a file is imported when its method is asked for."""
+"""The methods, one file each. A file is imported when its method is asked for."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Entry(registry.Entry):
     """The registration of a method.
 
     Attributes:
-        settings: its own options.
-        family: what it looks at, and how it is trained: both modalities jointly, or in turns.
-        predictions: what it reports, the prediction that it is judged by first.
-        paper: its row of the paper's Table I.
+        settings: the class of the method's own options.
+        family: the modalities that the method looks at, and whether they are trained jointly or take turns.
+        predictions: the names of the predictions that the method reports. The method is judged by the first one.
+        paper: the method's row in the paper's Table I; None where the paper has no such row.
     """
 
     settings: type[of.MethodSettings]

@@ -1,4 +1,4 @@
-"""Alternation: turns without surgery, whose guides are observed and never followed, so that conflicts are measured."""
+"""Alternation: modalities take turns without surgery; guides are measured and change no step."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ from .settings import AlternatingSettings
 class Alternating(Monitored):
     """Each modality in turn steps its encoder and the shared linear head on its own cross-entropy.
 
-    Row "alternation only" of the paper's Table II. Reports image, table, and their fusion by `--fusion`.
+    A *turn* is one such step. A *round* is one turn of each modality. A *guide* is the other modality, which the step
+    should not hurt. Surgery, as in `GAAL`, changes the step for the guide's sake. Here the guide is only measured.
+
+    This is the row "alternation only" of the paper's Table II. Reports image, table, and their fusion by `--fusion`.
 
     Attributes:
-        monitor: cosines between the modalities' gradients on the head, and what surgery did about them.
+        monitor: cosines between the modalities' gradients on the head, and what surgery changed.
     """
 
     Settings = AlternatingSettings
@@ -40,11 +43,11 @@ class Alternating(Monitored):
         return {modality: self.head(encoder(batch[modality])) for modality, encoder in self.encoders.items()}
 
     def fractions(self) -> dict[str, float]:
-        """Share of the uncertain samples that guide, by modality."""
+        """Share of a batch, the most uncertain samples, that guides, by modality."""
         return {"image": self.settings.image_fraction, "table": self.settings.table_fraction}
 
     def rule(self) -> Callable[[Tensor], Tensor]:
-        """The rule that keeps every gradient."""
+        """The rule of surgery; here the rule that keeps every gradient."""
         return keep_gradient
 
     def build_optimizer(self, modules: Iterable[nn.Module]) -> torch.optim.Optimizer:
@@ -63,7 +66,7 @@ class Alternating(Monitored):
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """A round: each modality's turn on its own loss."""
+        """A round: each modality has a turn on its own loss."""
         optimizer, target = self.optimizer, batch["target"]
         losses = {}
         features = FreshFeatures(optimizer, self.encoders, batch)
@@ -89,7 +92,7 @@ class Alternating(Monitored):
 
 
 def keep_gradient(gramian: Tensor) -> Tensor:
-    """Weights 1, 0, ..., 0 for a Gramian (n, n)."""
+    """Weights 1, 0, ..., 0 for a Gramian (n, n): the gradient stays, the guides add nothing."""
     return torch.eye(len(gramian), dtype=gramian.dtype, device=gramian.device)[0]
 
 

@@ -24,17 +24,17 @@ from .settings import MethodSettings
 Logits = dict[str, Tensor]
 ALL_TASKS = tuple(TASKS)
 
-_CHECKED = 50  # steps between looks at the losses on a device, each of which makes the host wait
+_CHECKED = 50  # steps between two checks of the losses on a GPU, because each check makes the host wait
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Some epochs of a training, with an optimizer and a schedule of their own.
+    """Consecutive epochs of a training that share one optimizer and one schedule.
 
     Attributes:
-        name: what the method calls it.
-        epochs: its length.
-        trained: what learns in it; all other modules are frozen, in eval mode.
+        name: the method's name for the stage.
+        epochs: the length of the stage.
+        trained: the modules that learn in the stage. All other modules are frozen, in eval mode.
     """
 
     name: str
@@ -43,27 +43,32 @@ class Stage:
 
 
 class Method(L.LightningModule):
-    """Base of all methods; a method is its heads, `forward` and `training_step`.
+    """Base of all methods. A method adds its heads, `forward` and `training_step`.
 
-    Optimization is manual, as methods differ in who steps when. The encoders of one seed start alike in every method.
-    A method may train in several stages, one after the other in one run; only epochs of the last one are tested.
+    Optimization is manual, because methods differ in which modules step when. For one seed the encoders have equal
+    initial weights in every method. A method may train in several stages, one after the other in one run. Only epochs
+    of the last stage are tested.
+
+    A *voice* is the prediction of one modality, or of a joint network. Voices are fused into one prediction.
 
     Args:
-        data: its `channels`, `table_width` and `task` shape the networks.
+        data: the data; `channels`, `table_width` and `task` shape the networks.
         options: encoder, optimizer, schedule, fusion, and the method's own `settings`.
 
     Attributes:
-        Settings: the dataclass of the method's own options, with which it is registered.
-        tasks: what the method can learn.
-        several_processes: whether it may train in several, because its loss is a mean over the rows of a batch.
-        settings: its instance.
-        modalities: those that the method trains and predicts from.
-        voices: the predictions that are fused.
-        takes_image_alone: whether `forward` takes a batch without a table; others get a table of zeros.
+        Settings: the dataclass of the method's own options. The method is registered with this class.
+        tasks: the names of the tasks that the method can learn.
+        several_processes: whether the method may train in several processes. The loss must then be a mean over the rows
+            of a batch.
+        settings: an instance of `Settings`.
+        modalities: the modalities that have an encoder in `encoders`.
+        voices: the names of the predictions that are fused.
+        takes_image_alone: whether `forward` takes a batch without a table. Other methods get a table of zeros.
         encoders: an encoder by modality, each to (B, width).
-        width: features of each encoder.
-        task: the loss, and what the outputs of a head mean.
-        outputs: columns of a head, C: one a class or label, two of a number.
+        width: number of features that each encoder makes.
+        task: the loss, and the meaning of a head's outputs.
+        outputs: number of a head's columns, C: one for each class or label, two for a number.
+        chosen: the position in `FUSIONS` of the fusion that `--fusion auto` chose.
     """
 
     Settings: ClassVar[type[Any]] = MethodSettings
@@ -90,7 +95,7 @@ class Method(L.LightningModule):
         self.width: int = image.width
         self.encoders = nn.ModuleDict({modality: encoders[modality] for modality in self.modalities})
         self.register_buffer("chosen", torch.tensor(0))
-        # Fitted by themselves, never by the optimizer.
+        # Fitted to the validation rows, never trained by the optimizer.
         self.calibrated = self.task.calibrated(self.voices).requires_grad_(False)
         alone = {modality: self.task.calibrated([modality]) for modality in self.modalities}
         self.alone = nn.ModuleDict(alone).requires_grad_(False)
@@ -108,15 +113,15 @@ class Method(L.LightningModule):
         raise NotImplementedError
 
     def stages(self) -> list[Stage]:
-        """The stages in order; by default one, in which everything learns."""
+        """The stages in order; by default one stage, in which everything learns."""
         return [Stage("training", self.options.epochs, self.trainable())]
 
     def begin_stage(self) -> None:
-        """Called before the first batch of each stage; what it computes must be kept in buffers, for a resume."""
+        """Called before the first batch of each stage. Keep results in buffers, so that a resumed run has them."""
 
     def build_optimizer(self, modules: Iterable[nn.Module]) -> torch.optim.Optimizer:
         """The optimizer of the parameters of a stage's modules."""
-        # A module may be shared: each parameter once.
+        # Two modules may share a parameter, and an optimizer takes each parameter once.
         parameters = list({parameter: None for module in modules for parameter in module.parameters()})
         options = self.options
         settings = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
@@ -141,7 +146,7 @@ class Method(L.LightningModule):
 
     @property
     def stage_index(self) -> int:
-        """Its number, from 0."""
+        """The number of the stage, from 0."""
         return sum(self.trainer.current_epoch >= end for end in self._ends()[:-1])
 
     @property
@@ -156,12 +161,12 @@ class Method(L.LightningModule):
 
     @property
     def finite(self) -> bool:
-        """Whether all parameters are."""
+        """Whether all parameters are finite."""
         return all(parameter.isfinite().all() for parameter in self.parameters())
 
     @property
     def parameter_count(self) -> int:
-        """Numbers that some stage trains."""
+        """How many numbers the stages train in all."""
         trained = {
             parameter for stage in self.stages() for module in stage.trained for parameter in module.parameters()
         }
@@ -169,7 +174,7 @@ class Method(L.LightningModule):
 
     @property
     def selecting(self) -> bool:
-        """Whether an epoch now may be the one that is tested."""
+        """Whether the current epoch may be chosen for the test."""
         return self.stage_index == len(self.stages()) - 1
 
     @property
@@ -200,7 +205,7 @@ class Method(L.LightningModule):
             self._check_losses()
 
     def _check_losses(self) -> None:
-        """Looks at the losses since the last look, all in one transfer from the device."""
+        """Check the losses since the last check, all in one transfer from the device."""
         unchecked, self._unchecked = self._unchecked, []
         named = [(step, name, loss) for step, losses in unchecked for name, loss in losses.items()]
         if not named:
@@ -213,7 +218,7 @@ class Method(L.LightningModule):
             )
 
     def diverged(self, what: str) -> DivergenceError:
-        """The error that says so, with the remedy."""
+        """The error that says `what` diverged, and the remedy."""
         options = self.options
         half = f", or --precision 32-true (now {options.precision})" if options.precision == "16-mixed" else ""
         return DivergenceError(
@@ -223,11 +228,11 @@ class Method(L.LightningModule):
     # Predictions.
 
     def fusions(self, logits: Logits) -> Logits:
-        """The three fusions (B, C) of the voices, by name; none where the method does not predict from all of them."""
+        """The three fusions (B, C) of the voices, by name; empty where the logits lack a voice."""
         return self.fused_by(self.calibrated, logits) if set(self.voices) <= logits.keys() else {}
 
     def fused_by(self, calibrated: nn.Module, logits: Logits) -> Logits:
-        """The three fusions (B, C), the mean and the calibrated sum of the voices that `calibrated` has."""
+        """The three fusions (B, C). Mean and calibrated sum take the voices that `calibrated` was made for."""
         voices = {voice: logits[voice] for voice in calibrated.modalities}
         unimodal = [logits[modality] for modality in ("image", "table")]
         return {
@@ -237,7 +242,7 @@ class Method(L.LightningModule):
         }
 
     def fit_fusions(self, logits: Logits, target: Tensor) -> None:
-        """Fit the calibrated fusions to validation rows, and with `--fusion auto` choose the best of the three."""
+        """Fit the calibrated fusions to validation rows. `--fusion auto` also chooses the best of the three fusions."""
         voices = {voice: logits[voice] for voice in self.voices}
         self.task.fit(self.calibrated, voices, target)
         if self.options.fusion in ("calibrated", "auto"):
@@ -249,11 +254,11 @@ class Method(L.LightningModule):
 
     @property
     def fusion(self) -> str:
-        """The fusion that the prediction is made by: `--fusion`, or what `auto` chose."""
+        """The name of the fusion that makes the prediction: `--fusion`, or the choice of `auto`."""
         return FUSIONS[int(self.chosen)] if self.options.fusion == "auto" else self.options.fusion
 
     def predictions(self, logits: Logits) -> Logits:
-        """All predictions (B, C) by name; the first is the one to select epochs by."""
+        """All predictions (B, C) by name. Epochs are selected by the first one."""
         fusions = self.fusions(logits)
         fused = {} if "fused" in logits or not fusions else {"fused": fusions[self.fusion]}
         predictions = fused | logits
@@ -261,7 +266,7 @@ class Method(L.LightningModule):
         return {name: predictions[name] for name in order}
 
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> dict[str, Any]:
-        """Logits by name, with the batch's target and row."""
+        """Logits (B, C) by name, with the batch's targets and row numbers."""
         if "table" not in batch and not self.takes_image_alone:
             batch = batch | {"table": batch["image"].new_zeros(len(batch["row"]), self.table_width)}
         return {"logits": self._in_full(self(batch)), "target": batch["target"], "row": batch["row"]}
@@ -269,9 +274,9 @@ class Method(L.LightningModule):
     def answer(self, batch: Batch) -> Tensor:
         """Outputs (B, C) of the prediction for rows that may lack "image" or "table".
 
-        Where voices are fused late, the voice that is left answers, calibrated if the fusion is. Otherwise zeros, the
-        means of the training rows, stand for what is missing. NaN where the prediction looks at one modality, and that
-        one is missing.
+        Where voices are fused, the voice that is left answers; this voice is calibrated where the fusion is calibrated.
+        Otherwise zeros, which are the means of the training rows, replace the missing modality. A method that looks at
+        one modality alone answers NaN where this modality is missing.
         """
         missing = {"image", "table"} - batch.keys()
         rows = len(batch["row"])
@@ -289,13 +294,13 @@ class Method(L.LightningModule):
         return predictions[main] * (torch.nan if main in missing else 1)
 
     def _in_full(self, outputs: Logits) -> Logits:
-        """Out of mixed precision: metrics and the calibrated fusion work in the precision of the parameters."""
+        """Leave mixed precision: metrics and the calibrated fusion work in the precision of the parameters."""
         return {name: values.to(self.dtype) for name, values in outputs.items()}
 
     # Validation.
 
     def on_validation_start(self) -> None:
-        """Give all ranks the statistics of the first, with which they start their next batch anyway."""
+        """Give all processes the buffers of the first one. Every next batch starts with these buffers anyway."""
         if self.trainer.world_size > 1:
             for buffer in self.buffers():
                 torch.distributed.broadcast(buffer, src=0)
@@ -306,16 +311,17 @@ class Method(L.LightningModule):
             self._validation.append(self.predict_step(batch, batch_idx))
 
     def on_validation_epoch_end(self) -> None:
-        """Fit the calibrated fusion; log loss and figure of the selecting prediction, and the figure of each voice.
+        """Fit the calibrated fusion, and log the figures of the epoch.
 
-        `val_selection` is what the tested epoch has most of, by `--select`: rows that are right, or the mean recall,
-        and between equals the lower loss; or the lower loss alone.
+        Logged are the loss and the figure of the first prediction, and the figure of each voice. The epoch with the
+        greatest `val_selection` is tested. `--select` says what `val_selection` prefers: more right rows or a greater
+        mean recall, and among equals a lower loss; or a lower loss alone.
         """
         self._check_losses()
         figure, selected = f"val_{self.task.figure}", f"val_{self.selected_by}"
         if not self.selecting:
             for name in {"val_loss", figure, selected, "val_selection"}:
-                # As below: Lightning takes no metric that is logged in two ways.
+                # Logged exactly as below, because Lightning refuses a metric that is logged in two ways.
                 self.log(name, math.nan, prog_bar=name == figure)
             return
         outputs = collate(self._validation)
@@ -347,13 +353,13 @@ class Method(L.LightningModule):
         match self.selected_by:
             case "accuracy":
                 return round(_number(figures["accuracy"]) * rows) + 1 / (1 + loss)
-            case "balanced_accuracy":  # a row that is right adds 1 / C or more, and the loss less
+            case "balanced_accuracy":  # one more right row adds 1 / C or more, and the loss adds less than 1 / C
                 return _number(figures["balanced_accuracy"]) * rows + 1 / (1 + loss) / self.outputs
         return -loss
 
     @property
     def selected_by(self) -> str:
-        """What the tested epoch is best in: `--select`, or what the task selects by."""
+        """The measure that selects the tested epoch: `--select`, or the first measure of the task."""
         return self.options.select or self.task.selections[0]
 
     # Optimization, as the Trainer wants it.
@@ -372,7 +378,7 @@ class Method(L.LightningModule):
                 return optimizers, []
 
     def on_train_epoch_start(self) -> None:
-        """Freeze what the stage does not train, and open a stage that begins."""
+        """Freeze what the stage does not train. In the first epoch of a stage, also call `begin_stage`."""
         self.eval().requires_grad_(False)
         for module in self.stage.trained:
             module.train().requires_grad_(True)
@@ -380,13 +386,13 @@ class Method(L.LightningModule):
             self.begin_stage()
 
     def on_train_epoch_end(self) -> None:
-        """Step the stage's schedule, which manual optimization leaves to the module."""
+        """Step the stage's schedule: with manual optimization Lightning leaves this to the module."""
         configured = self.trainer.lr_scheduler_configs
         if configured:
             configured[self.stage_index].scheduler.step()
 
     def _ends(self) -> list[int]:
-        """The epoch after each stage."""
+        """For each stage, the number of the first epoch after the stage."""
         return list(accumulate(stage.epochs for stage in self.stages()))
 
 
@@ -395,13 +401,15 @@ def _number(figure: float | None) -> float:
 
 
 def collate(outputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The outputs of `predict_step` for N rows in one: logits (N, C) by name, target (N,) and row (N,).
+    """The outputs of `predict_step` joined to N rows: logits (N, C) by name, target (N,) and row (N,).
 
     Raises:
-        InputError: There are none, as no picture could be read.
+        InputError: There are no outputs, because no picture could be read.
     """
     if not outputs:
-        raise InputError("no picture of a whole split can be read; restore the files and go on with --resume true")
+        raise InputError(
+            "every picture of one split failed to load; restore the picture files and continue with --resume true"
+        )
     return {
         "logits": {name: torch.cat([output["logits"][name] for output in outputs]) for name in outputs[0]["logits"]},
         "target": torch.cat([output["target"] for output in outputs]),

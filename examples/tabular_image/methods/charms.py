@@ -22,25 +22,25 @@ from .settings import CHARMSSettings
 class CHARMS(Method):
     """Channel-tabular alignment by optimal transport (Jiang et al., ICML 2024; code repository RyanJJP/CHARMS).
 
-    With u the image's features, f the image classifier, g an FT-Transformer on the table, h_i a linear head of column i
-    and a_i in {0, 1}^width its channels:
+    u are the image's features, f is the image classifier, and g is an FT-Transformer on the table. Column i has a
+    linear head h_i and channels a_i in {0, 1}^width:
 
         L = CE(f(u), y) + 0.6 CE(g(x_T), y) + 0.03 mean_num MSE(h_i(a_i * u), x_i) + 0.03 mean_cat CE(h_i(a_i * u), x_i)
 
-    Between epochs `pair_channels` sets a from training rows: a column keeps the groups of channels that similarities
-    between rows match its own best. The repository pairs every five epochs. Here `pairings` divide the training evenly,
-    so that a short training pairs too.
+    Between epochs `pair_channels` sets a from training rows. A column keeps the groups of channels whose similarities
+    between rows are closest to the similarities of the column. The repository pairs every five epochs. Here `pairings`
+    divide the training evenly, so that a short training pairs too.
 
-    f is two linear layers without a nonlinearity, as in the repository. g shares nothing with the image: it learns the
-    columns' tokens that the pairing compares. The tokens are those that leave g's last block, as in the repository. The
+    f is two linear layers without a nonlinearity, as in the repository. g shares nothing with the image. g learns a
+    token for each column, and the pairing compares these tokens after g's last block, as in the repository. The
     repository patches `rtdl`, where CLS is the last token, to return all tokens but the last. In
     `rtdl_revisiting_models` CLS is the first token, and the last block attends for CLS alone. For the pairing the last
     block attends for every column.
 
-    The repository pairs on the validation rows, all of them; training rows keep the validation clean, and 512 bound the
-    cost.
+    The repository pairs on all validation rows. Here training rows keep the validation clean, and at most 512 rows
+    bound the cost.
 
-    Reports the image, f; fused and table cells are empty, since no table is there at test time.
+    Reports the image, f. Fused and table cells are empty, because there is no table at test time.
 
     Attributes:
         channels: a, bool (columns, width).
@@ -81,7 +81,7 @@ class CHARMS(Method):
         return {"image": self.head(self.encoders["image"](batch["image"]))}
 
     def on_train_epoch_start(self) -> None:
-        """Pair channels and columns anew where it is time."""
+        """Pair channels and columns before the epochs of `pairing_epochs`."""
         if self.stage_epoch in pairing_epochs(self.stage.epochs, self.settings.pairings):
             self.eval()
             self.pair(self.trainer.datamodule.train_dataloader())
@@ -89,7 +89,7 @@ class CHARMS(Method):
 
     @torch.no_grad()
     def pair(self, batches: Iterable[Batch]) -> None:
-        """Set `channels` from the first rows of some batches, with the networks as they are."""
+        """Set `channels` from the first rows of some batches, by the current networks."""
         tables: list[Tensor] = []
         maps: list[Tensor] = []
         for batch in batches:
@@ -104,7 +104,7 @@ class CHARMS(Method):
             self.channels.copy_(torch.from_numpy(paired))
 
     def columns(self, table: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Numbers (B, numbers) and categories (B, categories) of encoded rows; None where there is no such column."""
+        """Numbers (B, numbers) and category codes (B, categories) of encoded rows; None without such columns."""
         numbers, one_hot = table.split([self.numbers, sum(self.categories)], dim=1)
         codes = [block.argmax(dim=1) for block in one_hot.split(self.categories, dim=1)] if self.categories else []
         return numbers if self.numbers else None, torch.stack(codes, dim=1) if codes else None
@@ -114,20 +114,20 @@ class CHARMS(Method):
         left: list[Tensor] = []
         last = self.table_model.backbone.blocks[-1]
         with (
-            last["attention"].register_forward_pre_hook(lambda module, inputs: (inputs[1], inputs[1])),  # all ask
+            last["attention"].register_forward_pre_hook(lambda module, inputs: (inputs[1], inputs[1])),  # all attend
             last["output"].register_forward_hook(lambda module, inputs, tokens: left.append(tokens)),
         ):
             self.table_model(*self.columns(table))
         return left[0][:, 1:]  # the first one is CLS
 
     def attributes(self, features: Tensor) -> Tensor:
-        """What the heads predict (B, D) from features (B, width), each from its own channels."""
-        # Masked weights of one layer are masked features of many.
+        """The heads' predictions (B, D) from features (B, width). Each head sees the channels of its column."""
+        # Masking the weights of one layer gives each head its own masked features.
         weight = self.attribute_heads.weight * self.channels[self.head_of]
         return F.linear(features, weight, self.attribute_heads.bias)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The four losses by name, those of absent kinds of columns left out."""
+        """The four losses by name. A kind of columns that the table lacks has no loss."""
         table, target = batch["table"], batch["target"]
         features = self.encoders["image"](batch["image"])
         losses = {
@@ -144,7 +144,7 @@ class CHARMS(Method):
         return losses
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
-        """Their weighted sum."""
+        """The weighted sum of the losses."""
         weights = {name: getattr(self.settings, f"{name}_weight", 1.0) for name in losses}
         return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
 
@@ -156,32 +156,34 @@ class CHARMS(Method):
 
 
 def pairing_epochs(epochs: int, pairings: int) -> set[int]:
-    """The epochs, from 0, that so many pairings of a training of so many epochs come before; never the first."""
+    """The epochs, from 0, before which a training of `epochs` epochs pairs. The first epoch is never among them."""
     return {-(-epochs * number // (pairings + 1)) for number in range(1, pairings + 1)} - {epochs}
 
 
 def pair_channels(tokens: np.ndarray, maps: np.ndarray, clusters: int) -> np.ndarray:
-    """Which channels each column keeps: those of the groups that the transport plan connects it with.
+    """The channels that each column keeps: the channels of the groups that the transport plan connects with the column.
 
-    A group is a cluster of channels by their values over rows and positions, and has the values of its centre.
+    A group is a cluster of channels by the channels' values over rows and positions. The group takes the values of the
+    cluster's centre.
 
     Args:
-        tokens: (N, columns, E), of N rows.
-        maps: Feature maps (N, channels, H, W) of the same rows.
-        clusters: Groups, at most; there are no more than different channels.
+        tokens: tokens (N, columns, E) of N rows.
+        maps: feature maps (N, channels, H, W) of these rows.
+        clusters: most groups; there are at most as many groups as different channels.
 
     Returns:
-        Bool (columns, channels), with at least one in each row and in each column.
+        Bool (columns, channels). Each column has at least one channel, and each channel at least one column.
     """
     rows, channels = maps.shape[:2]
     vectors = maps.swapaxes(0, 1).reshape(channels, -1).astype(np.float64)
     clusters = min(clusters, len(np.unique(vectors, axis=0)))
-    # Several threads would add in any order, and a resumed run would differ in the last digit.
+    # Several threads add in any order, and a resumed run would then differ in the last digit.
     with threadpool_limits(limits=1, user_api="openmp"):
         groups = KMeans(clusters, n_init="auto", random_state=0).fit(vectors)
     centres = groups.cluster_centers_.reshape(clusters, rows, -1)
     plan = transport_plan(similarity_cost(tokens.swapaxes(0, 1).astype(np.float64), centres))
-    # A vertex of the polytope has multiples of 1 / (columns * clusters): half of one tells zero from rounding.
+    # A plan at a vertex of the polytope has multiples of 1 / (columns * clusters). Half of that unit is the border
+    # between zero with rounding errors and a true entry.
     paired: np.ndarray = (plan > 0.5 / plan.size)[:, groups.labels_]
     return paired
 
@@ -197,7 +199,7 @@ def similarity_cost(columns: np.ndarray, groups: np.ndarray) -> np.ndarray:
         Array (A, J).
     """
     columns, groups = (matrices / np.maximum(_norm(matrices), np.finfo(float).tiny) for matrices in (columns, groups))
-    # |X X^T - Y Y^T|^2 = |X^T X|^2 + |Y^T Y|^2 - 2 |X^T Y|^2 in Frobenius norms, without a matrix of rows by rows.
+    # |X X^T - Y Y^T|^2 = |X^T X|^2 + |Y^T Y|^2 - 2 |X^T Y|^2 in Frobenius norms. No matrix (N, N) is needed.
     own = [_norm(matrices.swapaxes(1, 2) @ matrices)[:, 0, 0] ** 2 for matrices in (columns, groups)]
     shared = np.stack([(np.einsum("ane,np->aep", columns, group, optimize=True) ** 2).sum((1, 2)) for group in groups])
     return np.maximum(own[0][:, None] + own[1] - 2 * shared.T, 0)
@@ -209,7 +211,7 @@ def _norm(matrices: np.ndarray) -> np.ndarray:
 
 
 def transport_plan(cost: np.ndarray) -> np.ndarray:
-    """The cheapest plan (A, J) between uniform marginals for a cost (A, J), exact."""
+    """The cheapest transport plan (A, J) between uniform marginals for a cost (A, J), solved exactly."""
     columns, groups = cost.shape
     plan: np.ndarray = ot.emd(ot.unif(columns), ot.unif(groups), cost, numItermax=1_000_000)
     return plan

@@ -18,13 +18,14 @@ from .settings import ConcatenationSettings
 class Concatenation(Monitored):
     """Cross-entropy on z = W_I u_I + W_T u_T + b.
 
-    The predictions of one modality are its slice of the head, z_m = W_m u_m + b / 2, so that z_I + z_T = z. They are
-    measured and never trained.
+    u_I and u_T are the features of image and table. The prediction of modality m is the modality's slice of the head,
+    z_m = W_m u_m + b / 2, so that z_I + z_T = z. The two slices are measured and never trained.
 
     Attributes:
-        monitor: for each encoder (under "modality"), the gradient of CE(z) and its cosine with that of CE(z_m) (under
-            "guide"), if the settings ask for it; with several processes, of the first one's rows. It counts two steps
-            a batch, as that of alternation does.
+        monitor: for each encoder (under "modality"), the gradient of CE(z) and the cosine of this gradient with the
+            gradient of CE(z_m) (under "guide"). None where the settings do not ask for the measurement. With several
+            processes the rows of the first process are measured. The monitor counts two steps a batch, like the
+            monitor of alternation.
     """
 
     Settings = ConcatenationSettings
@@ -34,7 +35,7 @@ class Concatenation(Monitored):
     def __init__(self, data: TabularImageData, options: Options) -> None:
         super().__init__(data, options)
         self.head = nn.Linear(2 * self.width, self.outputs)
-        # A method that only shares the model has other settings.
+        # OGM-GE shares this model and has other settings.
         if isinstance(self.settings, ConcatenationSettings) and self.settings.measure_conflict:
             self.monitor = ConflictMonitor()
 
@@ -57,7 +58,7 @@ class Concatenation(Monitored):
         self.log_losses(losses, batch)
 
     def measure(self, losses: dict[str, Tensor], monitor: ConflictMonitor) -> None:
-        """Record how the gradients of the joint loss and of each slice's loss agree on the slice's encoder."""
+        """Record, for each encoder, how the gradients of the joint loss and of the encoder's slice loss agree."""
         for modality, encoder in self.encoders.items():
             parameters = list(encoder.parameters())
             pair = [torch.autograd.grad(losses[name], parameters, retain_graph=True) for name in ("fused", modality)]

@@ -1,4 +1,4 @@
-"""What the methods that are pretrained on pairs share: views of a pair, projections, and the contrastive loss."""
+"""Shared by the methods that are pretrained on pairs: views of a pair, projections, and the contrastive loss."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..data.tables import TableColumn
 
 
 class Corruption(nn.Module):
-    """Redraws some cells of each row from the training rows: the values of a cell's own column, each cell by itself.
+    """Redraws some cells of each row: a redrawn cell gets the value of its column in a random training row.
 
-    A cell is a raw column, so that a category's block stays one-hot.
+    A cell is a raw column, so that the block of a category stays one-hot. Each cell draws a training row of its own.
 
     Args:
         rows: float (N, D), the encoded training rows.
-        columns: where the n raw columns stand in them.
-        share: of the cells of a row; floor(share * n) are redrawn, and some may draw what they had.
+        columns: where the n raw columns stand in the encoded rows.
+        share: share of the cells of a row that are redrawn, floor(share * n). A cell may draw the value that it had.
     """
 
     rows: Tensor
@@ -35,7 +35,7 @@ class Corruption(nn.Module):
         self.register_buffer("column", torch.arange(self.cells).repeat_interleave(widths), persistent=False)
 
     def forward(self, table: Tensor) -> Tensor:
-        """Rows (B, D) of rows (B, D)."""
+        """Rows (B, D) with some cells redrawn, from rows (B, D)."""
         size, device = (len(table), self.cells), table.device
         redrawn = torch.rand(size, device=device).argsort(dim=1) < self.count
         donors = torch.randint(len(self.rows), size, device=device)
@@ -44,15 +44,16 @@ class Corruption(nn.Module):
 
 
 def random_views(images: Tensor, area: float, share: float = 0.95) -> Tensor:
-    """A random part of each image at the full size, each drawn by itself; colour images are also mirrored.
+    """A random part of each image, resized to the full size. Half of the colour images are also mirrored.
 
-    Colours stay, as the images are normalised already. Grey ones are not mirrored, see `TabularImageData`. All are made
-    at once: torchvision's transform, called for each image, takes longer than the rest of a step.
+    Each image draws its own part. Colours stay, because the images are normalised already. Grey images are not
+    mirrored, see `TabularImageData`. All images are transformed at once: torchvision's transform, called for each
+    image, takes longer than the rest of a step.
 
     Args:
         images: float (B, channels, S, S).
         area: the part has at least this share of the image's area.
-        share: of the images that are changed.
+        share: expected share of the images that are changed.
     """
     size, shape, across, down, flip, changed = torch.rand(6, len(images), device=images.device)
     size = area + (1 - area) * size
@@ -73,7 +74,7 @@ def projection(width: int, features: int = 128) -> nn.Sequential:
 
 
 def similarities(first: Tensor, second: Tensor, temperature: float) -> Tensor:
-    """Cosine over temperature of each of (B, features) with each of (B, features): (B, B)."""
+    """Cosines (B, B) of every row of `first` (B, features) with every row of `second`, divided by the temperature."""
     return F.normalize(first) @ F.normalize(second).T / temperature
 
 
@@ -84,7 +85,7 @@ def contrastive_loss(similarity: Tensor, weight: float = 0.5) -> Tensor:
 
     Args:
         similarity: S (B, B), pairs on the diagonal.
-        weight: of the rows' term.
+        weight: weight of the term in which rows find columns.
     """
     pairs = torch.arange(len(similarity), device=similarity.device)
     return weight * F.cross_entropy(similarity, pairs) + (1 - weight) * F.cross_entropy(similarity.T, pairs)

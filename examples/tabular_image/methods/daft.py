@@ -15,22 +15,24 @@ from .settings import DAFTSettings
 class DAFT(Method):
     """Dynamic affine feature map transform of Pölsterl, Wolf and Wachinger (MICCAI 2021), in two dimensions.
 
-    With feature maps F (C channels) and the encoded table row x_T (D columns, no encoder of its own):
+    F are the image's feature maps (C channels), and x_T is the encoded table row (D columns), which has no encoder:
 
         (alpha, beta) = A2 ReLU(A1 [mean of F over positions; x_T]),    F'_c = alpha_c F_c + beta_c,
         output = ReLU(F + R(F')),    R = 1x1 to C / 4, BN, ReLU, 3x3, BN, 1x1 to C, BN
 
-    and a linear classifier on the output's mean over positions, trained on cross-entropy. It follows TIP's code
-    (siyi-wind/TIP, models/DAFT.py): the transform stands before the block, A1 and A2 have biases, and in a ResNet the
-    block replaces the last one of layer4. The original (ai-med/DAFT) transforms after the first convolution and has no
-    biases. No other encoder has a residual block to replace: there the block follows the last maps.
+    A linear classifier takes the output's mean over positions and is trained with cross-entropy.
 
-    Reports fused. Image and table cells are empty: no part of the network sees one modality alone.
+    This method follows TIP's code (siyi-wind/TIP, models/DAFT.py): the transform stands before the block, A1 and A2
+    have biases, and in a ResNet the block replaces the last block of layer4. The original (ai-med/DAFT) transforms
+    after the first convolution and has no biases. The other encoders have no residual block to replace. There the block
+    follows the last maps.
+
+    Reports fused. Image and table cells are empty, because every output depends on both modalities.
     """
 
     Settings = DAFTSettings
     several_processes = True
-    modalities = ("image",)  # those with an encoder; the table goes into the block as it is
+    modalities = ("image",)  # the table has no encoder and enters the block as it is
 
     def __init__(self, data: TabularImageData, options: Options) -> None:
         super().__init__(data, options)
@@ -56,13 +58,13 @@ class AffineBlock(nn.Module):
     """A residual block whose residual branch sees maps that the table has scaled and shifted.
 
     Args:
-        channels: C of the maps.
-        table_width: D.
+        channels: number of channels C of the maps.
+        table_width: number of encoded table columns D.
         reduction: the hidden layer has (C + D) / reduction units.
 
     Attributes:
-        affine: (B, C + D) to scales and shifts (B, 2 C).
-        residual: R.
+        affine: the network from (B, C + D) to scales and shifts (B, 2 C).
+        residual: the branch R.
     """
 
     def __init__(self, channels: int, table_width: int, reduction: int) -> None:
@@ -81,7 +83,7 @@ class AffineBlock(nn.Module):
         )
 
     def forward(self, maps: Tensor, table: Tensor) -> Tensor:
-        """Maps (B, C, H, W) of maps (B, C, H, W) and encoded rows (B, D)."""
+        """Maps (B, C, H, W) from maps (B, C, H, W) and encoded rows (B, D)."""
         joint = torch.cat([maps.mean((2, 3)), table], dim=1)
         scale, shift = self.affine(joint)[:, :, None, None].chunk(2, dim=1)
         return F.relu(maps + self.residual(scale * maps + shift))

@@ -1,4 +1,4 @@
-"""DI-MML: encoders that learn apart and lend each other their best dimensions, then a head on the frozen features."""
+"""DI-MML: encoders learn apart and teach each other their best dimensions; then a head learns on frozen features."""
 
 from __future__ import annotations
 
@@ -11,27 +11,30 @@ from ..options import Options
 from .base import Logits, Method, Stage
 from .settings import DIMMLSettings
 
-_AT_ONCE = 64  # dimensions classified at once, which bounds the memory of the index pass
+_AT_ONCE = 64  # dimensions classified at a time, which bounds the memory
 
 
 class DIMML(Method):
     """DI-MML (Fan et al., ACM MM 2024, arXiv 2407.19514; code fanyunfeng-bit/DI-MML).
 
-    Stage "encoders", with heads h_I, h_T and a shared h_S on features u_I, u_T:
+    Stage "encoders" has heads h_I and h_T and a shared head h_S on features u_I of the image and u_T of the table. sg
+    stops the gradient, and L_DUC is added from epoch E_0 on:
 
-        L = CE(h_I(u_I)) + CE(h_T(u_T)) + lambda [CE(h_S(u_I)) + CE(h_S(u_T))] + L_DUC   (L_DUC from epoch E_0 on)
-        L_DUC = -mean_i log (exp(s_ii) / sum_j exp(s_ij)) + the same with I and T swapped,
+        L = CE(h_I(u_I)) + CE(h_T(u_T)) + lambda [CE(h_S(u_I)) + CE(h_S(u_T))] + L_DUC
+        L_DUC = -mean_i log (exp(s_ii) / sum_j exp(s_ij)) + the same term with I and T swapped,
         s_ij = u_I(i) . sg u_T(j) / tau, a product over the dimensions S_T alone
 
-    At E_0 every single dimension classifies the training rows by its nearest class mean. D_m are the dimensions of
-    modality m that are right more often than its average one, S_T = D_T without D_I, S_I = D_I without D_T: in S_T the
-    image learns from the table, in S_I the table from the image. The rows are a training epoch's, augmented alike.
+    At E_0 every single dimension classifies the training rows by the nearest class mean. D_m are the dimensions of
+    modality m that are more accurate than the average dimension of m. S_T is D_T without D_I, and S_I is D_I without
+    D_T. The image learns from the table in S_T, and the table learns from the image in S_I. The training rows are
+    augmented as in a training epoch.
 
-    Stage "fusion", encoders and all heads frozen: CE of a linear head H on [u_I, u_T]. `--epochs` is its length; the
-    encoders' stage has as many more by default, and costs most of the time.
+    Stage "fusion" freezes the encoders and these heads, and trains a linear head H on [u_I, u_T] with cross-entropy.
+    `--epochs` is the length of this stage. By default the encoders' stage has as many epochs, and it costs most of the
+    time.
 
-    Reports fused, sum_k w_k z_k over the logits of k in {h_I, h_T, H} with w = softmax_k(max softmax(z_k) / tau_2),
-    image (h_I) and table (h_T). The last two do not change any more in the epochs that are compared.
+    Reports fused, image (h_I) and table (h_T). Fused is sum_k w_k z_k over the logits z_k of k in {h_I, h_T, H}, with
+    w = softmax_k(max softmax(z_k) / tau_2). Image and table are equal in all epochs among which the best is chosen.
     """
 
     Settings = DIMMLSettings
@@ -56,11 +59,11 @@ class DIMML(Method):
 
     @property
     def contrast_epoch(self) -> int:
-        """E_0, in the encoders' stage."""
+        """E_0: the epoch of the encoders' stage in which the contrast begins."""
         return round(self.settings.contrast_start * self.stages()[0].epochs)
 
     def on_train_epoch_start(self) -> None:
-        """Find the dimensions to contrast when it is time."""
+        """In epoch E_0, find the dimensions to contrast."""
         super().on_train_epoch_start()
         if self.stage.name == "encoders" and self.stage_epoch == self.contrast_epoch:
             self.find_dimensions()
@@ -96,7 +99,7 @@ class DIMML(Method):
         return {modality: encoder(batch[modality]) for modality, encoder in self.encoders.items()}
 
     def contrast(self, image: Tensor, table: Tensor) -> Tensor:
-        """L_DUC of features (B, width); log B for each direction that has no dimension."""
+        """L_DUC of features (B, width). A direction with an empty set of dimensions adds the constant log B."""
         temperature = self.settings.temperature
         return contrast(image, table, self.table_only, temperature) + contrast(
             table, image, self.image_only, temperature
@@ -122,12 +125,12 @@ class DIMML(Method):
 
 
 def contrast(learner: Tensor, other: Tensor, dimensions: Tensor, temperature: float) -> Tensor:
-    """How badly features (B, D) find the other modality's, which stay, of the same row: cross-entropy over the batch.
+    """Cross-entropy, over the batch, of finding the other modality's features of the same row.
 
     Args:
-        learner: features that get the gradient.
-        other: features that get none.
-        dimensions: bool (D,), those that count.
+        learner: features (B, D) that get the gradient.
+        other: features (B, D) of the other modality, which get no gradient.
+        dimensions: bool (D,), the dimensions that count.
         temperature: divides the inner products.
     """
     similarity = (learner * dimensions / temperature) @ other.detach().T
@@ -135,7 +138,7 @@ def contrast(learner: Tensor, other: Tensor, dimensions: Tensor, temperature: fl
 
 
 def confidence_weights(logits: Tensor, temperature: float) -> Tensor:
-    """Weights (P, B) that add up to 1 for P predictions (P, B, C), by the probability of their likeliest class."""
+    """Weights (P, B) of P predictions (P, B, C), by the probability of the likeliest class. Each row sums to 1."""
     confidence = logits.softmax(dim=-1).amax(dim=-1)
     return (confidence / temperature).softmax(dim=0)
 
@@ -146,7 +149,7 @@ def accuracies_alone(features: Tensor, target: Tensor) -> Tensor:
     accuracies = []
     for chunk in features.split(_AT_ONCE, dim=1):
         means = chunk.new_zeros(len(counts), chunk.shape[1]).index_add_(0, target, chunk) / counts.unsqueeze(1)
-        # Sorted means and the borders halfway between them: a search instead of N x C x D distances.
+        # The borders halfway between sorted means replace N x C x D distances by a search.
         means, order = means.T.sort(dim=1, stable=True)
         borders = (means[:, 1:] + means[:, :-1]) / 2
         nearest = order.gather(1, torch.searchsorted(borders.contiguous(), chunk.T.contiguous()))

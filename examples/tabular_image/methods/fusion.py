@@ -1,4 +1,4 @@
-"""Which fusion of the voices to take, by their loss on rows that the fusion has not seen."""
+"""Choosing a fusion of the voices by the loss on rows to which the fusion was not fitted."""
 
 from __future__ import annotations
 
@@ -17,16 +17,20 @@ _PARTS = 5
 def fusion_losses(
     task: Task, fused: Mapping[str, Tensor], voices: Mapping[str, Tensor], target: Tensor
 ) -> dict[str, float]:
-    """The loss of each fusion on validation rows, that of the calibrated one cross-validated.
+    """The loss of each fusion on validation rows. The loss of the calibrated fusion is cross-validated.
 
-    Mean and product have nothing fitted, and their loss is that of all rows. The calibrated fusion is fitted five times
-    on four fifths of the rows, and its loss is that of the rest: rows are few, and it has been fitted to them.
+    Mean and product fit nothing, and their losses are taken on all rows. The calibrated fusion is fitted to these few
+    rows, so that its loss on the same rows would be too low. Five times a copy of the calibrated fusion is fitted to
+    four fifths of the rows and predicts the last fifth. With fewer than five rows the loss is not cross-validated.
 
     Args:
-        task: has the loss, and fits the calibrated fusion.
+        task: computes the loss, and fits the calibrated fusion.
         fused: outputs (N, C) of each fusion.
         voices: outputs (N, C) of each voice.
-        target: (N,) or (N, L).
+        target: targets (N,), or (N, L) for L labels.
+
+    Returns:
+        The loss by the name of the fusion.
     """
     losses = {name: task.loss(outputs, target).item() for name, outputs in fused.items()}
     if len(target) < _PARTS:

@@ -1,4 +1,4 @@
-"""GAAL: modalities take turns, and the shared head's step is aligned with the other's most uncertain samples."""
+"""GAAL: modalities take turns; surgery aligns the shared head's step with the other modality's uncertain samples."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from .settings import GAALSettings
 
 
 class GAAL(Alternating):
-    """Algorithm 1 of Huang and Yang (ICME 2026): alternation whose head's step must not hurt the other modality.
+    """Algorithm 1 of Huang and Yang (ICME 2026): alternation with surgery.
 
-    Reports image, table, and their fusion by `--fusion` (the paper's is the mean, Eq. 10).
+    Surgery removes the part of the head's gradient that would hurt the other modality, the guide.
+
+    Reports image, table, and their fusion by `--fusion`. The paper fuses by the mean (Eq. 10).
     """
 
     Settings = GAALSettings

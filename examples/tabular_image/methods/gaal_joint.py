@@ -1,4 +1,4 @@
-"""GAAL with a joint turn: a third voice sees both modalities at once, and is one more modality to the library."""
+"""GAAL with a joint turn: a third voice sees both modalities at once and takes turns like a modality."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ from .settings import GAALJointSettings
 
 
 class GAALJoint(GAAL):
-    """Turns of table, image and joint, where the joint turn trains a small network on both encoders' features.
+    """Turns of table, image and joint. The joint turn trains a small network on the features of both encoders.
 
-    A late fusion of image and table cannot express how the two depend on one another; the joint voice can. By default
-    the joint turn steps the joint network, a head of its own, and both encoders. With its gradient kept out of the
-    encoders, image and table train as in GAAL, to the bit. The prediction is the fusion of three voices by `--fusion`.
-    The product has image and table alone, as the joint voice is not independent of them.
+    A late fusion of image and table cannot express how image and table depend on one another. The joint voice can. By
+    default the joint turn steps the joint network, a head of its own, and both encoders. With `gradient` "joint" the
+    gradient of the joint turn stays out of the encoders, and image and table train as in GAAL, to the bit.
 
-    A row without a table or a picture has the voices that are left: `forward` takes a batch that lacks one, and the
-    prediction is the other's. Logits without "joint" are fused by weights fitted for the two.
+    The prediction is the fusion of three voices by `--fusion`. The product multiplies image and table alone, because
+    the joint voice depends on both.
+
+    `forward` takes a batch without a table or without a picture. The voice that is left then makes the prediction.
+    Logits without "joint" are fused by weights that were fitted for image and table.
     """
 
     Settings = GAALJointSettings
@@ -37,8 +39,8 @@ class GAALJoint(GAAL):
         super().__init__(data, options)
         if self.settings.guided and self.settings.head == "own":
             raise InputError(
-                "guides look at the shared head, and the joint turn has one of its own; give --gaal_joint.head shared "
-                "or --gaal_joint.guided false"
+                "--gaal_joint.guided true needs the shared head, and the joint turn has a head of its own; "
+                "give --gaal_joint.head shared or --gaal_joint.guided false"
             )
         self.joint = nn.Sequential(
             nn.Linear(2 * self.width, self.width),
@@ -51,7 +53,7 @@ class GAALJoint(GAAL):
         self.pair = self.task.calibrated(self.modalities).requires_grad_(False)
 
     def forward(self, batch: Batch) -> Logits:
-        """Logits (B, C) under "image", "table" and "joint", or of the one modality that the batch has."""
+        """Logits (B, C) under "image", "table" and "joint", or under the one modality that the batch has."""
         features = {name: encoder(batch[name]) for name, encoder in self.encoders.items() if name in batch}
         logits = {name: self.head(values) for name, values in features.items()}
         if len(features) == 2:
@@ -59,14 +61,14 @@ class GAALJoint(GAAL):
         return logits
 
     def fractions(self) -> dict[str, float]:
-        """Of each modality, the joint one included."""
+        """Share of a batch, the most uncertain samples, that guides, by voice."""
         return super().fractions() | {"joint": self.settings.joint_fraction}
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """A round: turns of table, image and joint, each on its own loss.
 
-        The joint network sees the features from the beginning of the round: no encoder runs again for it, unless its
-        gradient reaches the encoders.
+        The joint network sees the features from the beginning of the round, so that no encoder runs again. With
+        `gradient` "encoders" both encoders run once more for the joint turn.
         """
         optimizer, target, settings = self.optimizer, batch["target"], self.settings
         losses, inputs = {}, dict(batch)
@@ -92,26 +94,26 @@ class GAALJoint(GAAL):
         self.log_losses(losses, batch)
 
     def trainable(self) -> list[nn.Module]:
-        """All modules but the two fusions."""
+        """All modules but the fusions."""
         return [module for module in super().trainable() if module is not self.pair]
 
     def fit_fusions(self, logits: Logits, target: Tensor) -> None:
-        """Fit that of the three voices, and that of image and table alone."""
+        """Fit the fusion of the three voices, and the fusion of image and table alone."""
         super().fit_fusions(logits, target)
         self.task.fit(self.pair, {name: logits[name] for name in self.modalities}, target)
 
     def fusions(self, logits: Logits) -> Logits:
-        """The fusions of the three voices, or of image and table where these are all."""
+        """The fusions of the three voices, or of image and table where the logits have no "joint"."""
         if "joint" in logits or not set(self.modalities) <= logits.keys():
             return super().fusions(logits)
         return self.fused_by(self.pair, logits)
 
     def predictions(self, logits: Logits) -> Logits:
-        """As of every method; a single voice is its own fusion."""
+        """All predictions (B, C) by name. A single voice is also the fused prediction."""
         alone = {"fused": next(iter(logits.values()))} if len(logits) == 1 else {}
         return super().predictions(alone | logits)
 
 
 def _both(features: Mapping[str, Tensor]) -> Tensor:
-    """(B, 2 width): image, then table."""
+    """Features (B, 2 width): of the image, then of the table."""
     return torch.cat([features["image"], features["table"]], dim=1)

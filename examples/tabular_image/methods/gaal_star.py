@@ -1,4 +1,4 @@
-"""GAAL*: GAAL judged by its image prediction alone, as the methods that miss the table at test time are."""
+"""GAAL*: GAAL judged by the image prediction alone, like the methods that have no table at test time."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from .gaal import GAAL
 
 
 class GAALStar(GAAL):
-    """Trains as GAAL does, with both modalities, and selects and reports the image prediction.
+    """Trains as GAAL does, with both modalities. The image prediction selects the epoch and is reported.
 
-    In the paper's Table I its image encoder starts from ImageNet weights, as those of that block do (inferred):
-    `--image_encoder resnet50 --pretrained true`. Fused and table cells are empty, since no table is there at test time.
+    In the paper's Table I the image encoder of GAAL* starts from ImageNet weights, like the other image encoders of
+    that block (inferred): `--image_encoder resnet50 --pretrained true`. Fused and table cells are empty, because there
+    is no table at test time.
     """
 
     def forward(self, batch: Batch) -> Logits:

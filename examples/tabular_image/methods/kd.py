@@ -14,17 +14,19 @@ from .settings import KDSettings
 class KD(Method):
     """Distillation from a table model g to an image model f, the baseline KD of Jiang et al.
 
-    Source: "On Transferring Expert Knowledge from Tabular Data to Images" (UniReps workshop 2023, PMLR 243), Eq. 2,
-    which gives neither lambda nor T, and names LightGBM as an example of g. Here g is the table encoder with a linear
-    head. The defaults, lambda = 0.5 and T = 4, are choices. The benchmark searches both: on leaves100 (texture, seed 0)
-    T = 4 is right on 0.598 of the validation rows and on 0.626 of the test rows, T = 1 on 0.724 and 0.663.
+    Source: "On Transferring Expert Knowledge from Tabular Data to Images" (UniReps workshop 2023, PMLR 243), Eq. 2:
 
         L = (1 - lambda) CE(f(x_I), y) + lambda T^2 KL(softmax(g(x_T) / T) || softmax(f(x_I) / T))
 
-    Stage "teacher" trains g by cross-entropy. Stage "student" freezes it and trains f, for `--epochs`; with lambda = 0
-    it is the only stage, and the run is that of method `image`.
+    The source leaves lambda and T open, and names LightGBM as an example of g. Here g is the table encoder with a
+    linear head. The defaults, lambda = 0.5 and T = 4, are our choices. The benchmark searches both: on leaves100
+    (texture, seed 0) T = 4 is right on 0.598 of the validation rows and on 0.626 of the test rows, and T = 1 on 0.724
+    and 0.663.
 
-    Reports image. Fused and table cells are empty, since no table is there at test time.
+    Stage "teacher" trains g by cross-entropy. Stage "student" freezes g and trains f, for `--epochs`. With lambda = 0
+    the student's stage is the only one, and the run equals a run of method `image`.
+
+    Reports image. Fused and table cells are empty, because there is no table at test time.
     """
 
     Settings = KDSettings
@@ -32,7 +34,7 @@ class KD(Method):
 
     def __init__(self, data: TabularImageData, options: Options) -> None:
         super().__init__(data, options)
-        self.head = nn.Linear(self.width, self.outputs)  # first, to start as that of method `image` does
+        self.head = nn.Linear(self.width, self.outputs)  # first, to draw the same weights as in method `image`
         self.teacher_head = nn.Sequential(
             nn.Dropout(self.settings.teacher_dropout), nn.Linear(self.width, self.outputs)
         )
@@ -70,7 +72,7 @@ class KD(Method):
 
 
 def distillation(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """T^2 KL(softmax(teacher / T) || softmax(student / T)) of logits (B, C), the mean over the batch.
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)) for logits (B, C), averaged over the batch.
 
     The teacher gets no gradient.
     """

@@ -1,4 +1,4 @@
-"""LFM: training turns from matching the two predictions, without labels, to classification."""
+"""LFM: training first matches the two predictions, without labels, and shifts to classification."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..options import Options
 from .base import Logits, Method
 from .settings import LFMSettings
 
-# By epoch of 200, fitted by the authors to weights that they learned on CREMA-D: `getAlpha_Learnable_Fitted` in
-# Crema_epoch.py of njustkmg/NeurIPS24-LFM, also in FqWan24/TPAMI26-LFM, where the digits were read.
+# alpha by epoch of 200. The authors fitted this polynomial to weights that they learned on CREMA-D:
+# `getAlpha_Learnable_Fitted` in Crema_epoch.py of njustkmg/NeurIPS24-LFM. The digits are from FqWan24/TPAMI26-LFM.
 _CURVE = Polynomial([2.04623704e-01, 3.35472727e-03, 1.22989557e-04, -2.92947416e-06, 2.23835486e-08, -5.39717505e-11])
 _CURVE_EPOCHS = 200
 
@@ -24,20 +24,23 @@ _CURVE_EPOCHS = 200
 class LFM(Method):
     """Learning the modality gap (Yang et al., NeurIPS 2024): cross-modal matching first, then classification.
 
-    Code: njustkmg/NeurIPS24-LFM. Separate heads; z = (z_I + z_T) / 2, p_m = softmax(z_m), q = (p_I + p_T) / 2.
+    Code: njustkmg/NeurIPS24-LFM. Image (I) and table (T) have heads of their own with logits z_m, p_m = softmax(z_m).
+    The means are z = (z_I + z_T) / 2 and q = (p_I + p_T) / 2.
 
-        L = 2 [alpha_e CE(z, y) + (1 - alpha_e) A],    A = (KL(q || p_I) + KL(q || p_T)) / 2,
+        L = 2 [alpha_e CE(z, y) + (1 - alpha_e) A],    A = (KL(q || p_I) + KL(q || p_T)) / 2
 
-    where A, called Jensen-Shannon in the code, has that divergence's arguments reversed. In epoch e, alpha_e is the
-    authors' curve of 200 epochs (0.20 at the start, 0.54 half-way, 0.92 at the end), stretched to the length of
-    training and kept in [0.05, 0.95]: near 180 it exceeds 1, where predictions would be driven apart.
+    The code calls the matching loss A a Jensen-Shannon divergence, but A has the arguments of that divergence reversed.
+    In epoch e, alpha_e is the authors' curve of 200 epochs (0.20 at the start, 0.54 half-way, 0.92 at the end),
+    stretched to the length of the training. alpha_e is kept in [0.05, 0.95]: near epoch 180 the curve exceeds 1, which
+    would drive the predictions apart.
 
-    The paper's abstract promises contrastive learning. What its contrastive loss is could not be established, and the
-    released training uses A alone, as here. Their curve is the fit of a learned schedule; learning one is not offered.
+    The paper's abstract promises contrastive learning. The contrastive loss of the paper could not be established. The
+    released training uses A alone, and so does this method. The authors' curve was fitted to a learned schedule.
+    Learning a schedule is not offered.
 
-    Adam and AdamW divide a gradient by its own size: under them the factor 2 is inert, while alpha_e is not.
+    Adam and AdamW divide a gradient by its own size. Under both optimizers the factor 2 is inert, and alpha_e acts.
 
-    Reports image, table, and their fusion by `--fusion` (the authors' is the mean, z).
+    Reports image, table, and their fusion by `--fusion`. The authors fuse by the mean, z.
     """
 
     Settings = LFMSettings
@@ -65,12 +68,12 @@ class LFM(Method):
 
 
 def curve(epoch: int, epochs: int) -> float:
-    """The weight of classification in an epoch, from 0, of so many."""
+    """The weight of classification, alpha, in an epoch (counted from 0) of `epochs`."""
     return float(np.clip(_CURVE(_CURVE_EPOCHS * epoch / epochs), 0.05, 0.95))
 
 
 def matching(image: Tensor, table: Tensor) -> Tensor:
-    """A of two logits (B, C), the mean over the batch."""
+    """The matching loss A of two logits (B, C), the mean over the batch."""
     logs = [image.log_softmax(dim=1), table.log_softmax(dim=1)]
     middle = torch.logaddexp(*logs) - math.log(2)
     return torch.stack([F.kl_div(log, middle, reduction="batchmean", log_target=True) for log in logs]).mean()

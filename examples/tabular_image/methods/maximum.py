@@ -1,4 +1,4 @@
-"""Maximum (MF): the larger of the modalities' features at each place, and one linear classifier, trained jointly."""
+"""Maximum (MF): one linear classifier on the larger of the modalities' features at each place, trained jointly."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .settings import MaximumSettings
 class Maximum(Method):
     """Cross-entropy on z = W max(P u_I, u_T) + b, with the element-wise maximum.
 
-    P is linear, as in TIP's code (Du et al., ECCV 2024; siyi-wind/TIP, MultimodalModel.py). Without it, as in the
-    commented lines of njustkmg/ICME26-GAAL, negative features of the table never pass the maximum: u_I is a mean of
-    outputs of ReLU, which has no negative values, while u_T has.
+    u_I and u_T are the features of image and table. P is linear, as in TIP's code (Du et al., ECCV 2024; siyi-wind/TIP,
+    MultimodalModel.py). The commented lines of njustkmg/ICME26-GAAL have no P. Negative features of the table then
+    never pass the maximum: u_I is a mean of outputs of ReLU, which are never negative, and u_T has negative values.
 
-    Reports fused. Image and table cells are empty: the maximum over one modality would need a made-up other.
+    Reports fused. Image and table cells are empty: the maximum needs both modalities.
     """
 
     Settings = MaximumSettings
@@ -36,7 +36,7 @@ class Maximum(Method):
         return {"fused": self.fuse(features["image"], features["table"])}
 
     def fuse(self, image: Tensor, table: Tensor) -> Tensor:
-        """Logits (B, C) of features (B, width)."""
+        """Logits (B, C) from features (B, width) of image and table."""
         logits: Tensor = self.head(torch.maximum(self.projection(image), table))
         return logits
 

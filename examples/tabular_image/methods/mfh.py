@@ -1,4 +1,4 @@
-"""MFH: a teacher that knows only the table's columns which the image can explain teaches the image model."""
+"""MFH: a teacher that sees only the table columns that the image can explain teaches the image model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .settings import MFHSettings
 class MFH(KD):
     """Distillation of what both modalities know, after the modality focusing hypothesis (Xue et al., ICLR 2023).
 
-    On a table as in Jiang et al. (UniReps 2023, PMLR 243): their form removes columns, ranked here as in the code
+    The form for tables is from Jiang et al. (UniReps 2023, PMLR 243), who remove columns. The ranking is from the code
     repository zihuixue/MFH, which removes channels of the teacher's features. g is the table model, f the image model.
 
         Stage "pair":     CE(g(x_T), y) + CE(f(x_I), y) + mean (g(x_T) - f(x_I))^2
@@ -29,15 +29,16 @@ class MFH(KD):
         Stage "teacher":  CE(g(x_T), y) of a new g that sees zeros in the columns of the lowest saliency
         Stage "student":  KL(softmax(g(x_T)) || softmax(f(x_I))) of a new f; no label
 
-    A categorical column is ranked, kept or removed with all its categories. With r = 0 there is nothing to rank: stage
-    "pair" is left out, and the run is that of `kd` with weight and temperature 1. The divergence is the mean over the
-    batch; the repository divides by the number of classes too, which all but stops the student where there are many.
+    r is the share of columns to remove. A categorical column is ranked, kept or removed with all its categories. With
+    r = 0 there is nothing to rank: stage "pair" is left out, and the run equals a run of `kd` with weight and
+    temperature 1. The divergence is the mean over the batch. The repository also divides by the number of classes,
+    which almost stops the student where there are many classes.
 
-    Reports the image, f; fused and table cells are empty, since no table is there at test time.
+    Reports the image, f. Fused and table cells are empty, because there is no table at test time.
 
     Attributes:
         pair: encoders and heads of stage "pair".
-        saliency: of each column of the raw table (columns,).
+        saliency: the saliency of each column of the raw table, (columns,).
         kept: the encoded columns that the teacher sees, bool (D,).
     """
 
@@ -48,7 +49,7 @@ class MFH(KD):
 
     def __init__(self, data: TabularImageData, options: Options) -> None:
         super().__init__(data, options)
-        # Copies draw nothing: the random numbers after them are those of KD.
+        # Copies draw no random numbers, so that the numbers drawn afterwards equal those of KD.
         self.pair = nn.ModuleDict(
             {
                 "image": copy.deepcopy(nn.Sequential(self.encoders["image"], self.head)),
@@ -60,7 +61,7 @@ class MFH(KD):
         self.register_buffer("kept", torch.ones(data.table_width, dtype=torch.bool))
 
     def stages(self) -> list[Stage]:
-        """Both models together, the teacher, the student."""
+        """Both models together, then the teacher, then the student."""
         settings = self.settings
         pair = Stage("pair", settings.pair_epochs, [self.pair])
         teacher = Stage("teacher", settings.teacher_epochs, [self.encoders["table"], self.teacher_head])
@@ -74,7 +75,7 @@ class MFH(KD):
 
     @torch.no_grad()
     def choose_columns(self, batches: Iterable[Batch]) -> None:
-        """Set `saliency` from the trained pair and the first rows of some batches, and `kept` from it."""
+        """Set `saliency` from the trained pair and the first rows of some batches. Then set `kept` by `saliency`."""
         self.pair.eval()
         tables: list[Tensor] = []
         logits: list[Tensor] = []
@@ -92,7 +93,7 @@ class MFH(KD):
             self.kept[self.columns[position].start : self.columns[position].stop] = False
 
     def teach(self, batch: Batch) -> Tensor:
-        """The logits (B, C) of the teacher, who sees only the kept columns."""
+        """The logits (B, C) of the teacher, which sees only the kept columns."""
         return super().teach(batch | {"table": batch["table"].masked_fill(~self.kept, 0)})
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -123,14 +124,14 @@ def saliency(
     """How far a teacher is from a student when a column is permuted, scaled to [0, 1] over the columns.
 
     Args:
-        teacher: From rows (N, D) to logits (N, C).
-        table: Rows (N, D).
-        student: The student's logits (N, C) for them.
-        columns: Those to rank, A of them.
-        permutations: How many to average over.
+        teacher: from rows (N, D) to logits (N, C).
+        table: rows (N, D).
+        student: the student's logits (N, C) for these rows.
+        columns: the A columns to rank.
+        permutations: number of permutations to average over.
 
     Returns:
-        Tensor (A,); zeros where all columns are alike.
+        Tensor (A,). Zeros where all columns have the same distance.
     """
     distances = table.new_zeros(len(columns))
     for position, column in enumerate(columns):

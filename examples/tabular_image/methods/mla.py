@@ -1,4 +1,4 @@
-"""MLA: modalities take turns, and the shared head's step avoids the directions that features took before."""
+"""MLA: modalities take turns, and the shared head's step avoids the directions of the features of earlier turns."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ class MLA(Method):
     """Multimodal learning with alternating unimodal adaptation (Zhang et al., CVPR 2024).
 
     Code: Cecile-hi/Multimodal-Learning-with-Alternating-Unimodal-Adaptation. Each modality in turn, image then table,
-    steps its encoder and the shared linear head (W, b) on its own cross-entropy, where the gradient G of W becomes G P.
-    With r the mean of the turn's features over the batch, P starts as the identity and absorbs r by recursive least
-    squares:
+    steps its encoder and the shared linear head (W, b) on its own cross-entropy. The gradient G of W becomes G P. The
+    projection P starts as the identity. Each turn, P absorbs the mean r of the turn's features over the batch, by
+    recursive least squares:
 
         k = P r,    P <- P - k k^T / (beta + r^T k),    beta = 0.1^(1 + b / N) in batch b of N of an epoch.
 
-    The bias is not projected, and P never starts anew. With `projection` "code" a turn absorbs its own features before
-    its step; the first turn of all absorbs nothing. The released code divides by a matrix where rule and dimensions
-    want the scalar r^T k; that is not offered.
+    The bias is not projected, and P is never reset. With `projection` "code" a turn absorbs its own features before its
+    step; the very first turn absorbs nothing. The released code divides by a matrix, where the rule has the scalar
+    r^T k. This variant is not offered.
 
-    G P leaves the head's answer to absorbed features alone, in a step of plain sgd. Adam and AdamW divide each entry of
-    it by its own size: under them the step only leans that way, and the size of P (`unit_norm`) is inert.
+    A step of plain sgd along G P leaves the head's outputs for absorbed features as they are. Adam and AdamW divide
+    each entry of G P by its own size. Under both optimizers the step follows G P only roughly, and the size of P
+    (`unit_norm`) is inert.
 
-    Reports image, table, and fused = sum_m w_m z_m with w_m proportional to exp(-H_m), H_m the entropy of softmax(z_m),
-    or with fixed weights. The entropies are the paper's gate, fixed weights the default of the released code. The gate
-    changes no step of the training, and the benchmark searches it: on its sets fixed weights were right on 0.2 to 1.8
-    points more of the rows.
+    Reports image, table, and fused = sum_m w_m z_m. The weight w_m is proportional to exp(-H_m), with H_m the entropy
+    of softmax(z_m), as in the paper; or the weights are fixed, as in the released code by default. This gate changes no
+    step of the training. The benchmark searches the gate: on the benchmark's sets fixed weights were right on 0.2 to
+    1.8 points more of the rows.
 
     Attributes:
-        P: (width, width), symmetric, its eigenvalues in [0, 1] without `unit_norm`.
+        P: (width, width), symmetric. Without `unit_norm` the eigenvalues of P lie in [0, 1].
     """
 
     Settings = MLASettings
@@ -61,7 +62,7 @@ class MLA(Method):
         return (weights[:, :, None] * logits).sum(dim=0)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """A turn of each modality; the other encoder has no gradient in it, and is not touched."""
+        """A turn of each modality. In a turn the other encoder has no gradient and does not move."""
         optimizer, projection = self.optimizer, self.settings.projection
         beta = 0.1 ** (1 + batch_idx / self.trainer.num_training_batches)
         losses = {}

@@ -1,4 +1,4 @@
-"""MMCL: image and table encoders pretrained to recognise each other's rows; the image encoder is kept."""
+"""MMCL: image and table encoders are pretrained to find the pairs of image and row; the image encoder is kept."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from .settings import MMCLSettings
 class MMCL(Method):
     """Multimodal contrastive learning of Hager, Menten and Rueckert (CVPR 2023; paulhager/MMCL-Tabular-Imaging).
 
-    Pretraining, with heads h_m of two layers, S_ij = cos(h_I(u_I,i), h_T(u_T,j)) / temperature for a random crop of
-    image i and row j with corrupted cells, and weight w:
+    Pretraining compares a random part of image i with table row j, of which some cells are redrawn. With heads h_m of
+    two layers, the similarity is S_ij = cos(h_I(u_I,i), h_T(u_T,j)) / temperature, and with weight w
 
-        L = w CE(S, I) + (1 - w) CE(S^T, I)
+        L = w CE(S, I) + (1 - w) CE(S^T, I).
 
-    Then cross-entropy on a linear classifier of the image features, with the encoder trainable or frozen. Frozen is the
-    default of the released code, after 500 epochs. The short pretraining that a CPU allows does not carry a linear
-    probe, as in TIP: on leaves100 (texture, seed 0) it was right on 0.57 of the validation rows, fine-tuning on 0.67.
+    Other rows of the same class count as negatives, which hurts where classes are few.
 
-    Reports image. Fused and table cells are empty, since no table is there at test time. Other rows of the same class
-    count as negatives, which hurts where classes are few.
+    Then a linear classifier of the image features is trained with cross-entropy, with the encoder trainable or frozen.
+    Frozen is the default of the released code, after 500 epochs of pretraining. The short pretraining that a CPU allows
+    is too little for a frozen encoder, as in TIP: on leaves100 (texture, seed 0) the frozen encoder was right on 0.57
+    of the validation rows, and fine-tuning on 0.67.
+
+    Reports image. Fused and table cells are empty, because there is no table at test time.
     """
 
     Settings = MMCLSettings
@@ -32,7 +34,7 @@ class MMCL(Method):
     def __init__(self, data: TabularImageData, options: Options) -> None:
         super().__init__(data, options)
         self.projections = nn.ModuleDict({modality: projection(self.width) for modality in self.modalities})
-        # Features in units that pretraining did not choose, or a linear probe depends on them (as in MAE's probe).
+        # Standardised, because pretraining leaves features in arbitrary units (as in MAE's linear probe).
         self.head = nn.Sequential(nn.BatchNorm1d(self.width, affine=False), nn.Linear(self.width, self.outputs))
         self.corruption = Corruption(data.train_table, data.table_columns, self.settings.corruption)
 

@@ -1,4 +1,4 @@
-"""MMPareto: an encoder follows the joint and its own loss, by Pareto weights where their gradients conflict."""
+"""MMPareto: an encoder follows the joint loss and a loss of its own, by Pareto weights where the gradients conflict."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ _min_norm = MGDAWeighting()
 
 
 class MMPareto(Method):
-    """Joint and unimodal losses whose gradients on an encoder are integrated (Wei and Hu, ICML 2024).
+    """Joint and unimodal losses whose gradients on an encoder are combined (Wei and Hu, ICML 2024).
 
-    Code: GeWu-Lab/MMPareto_ICML2024. Heads H on the joined features and h_I, h_T on each. For encoder m, with a and b
-    the gradients of CE(H) and CE(h_m) on all its parameters,
+    Code: GeWu-Lab/MMPareto_ICML2024. Head H takes the joined features, heads h_I and h_T take the features of image and
+    table. For encoder m, a is the gradient of CE(H) and b the gradient of CE(h_m) on all parameters of the encoder:
 
         alpha = 1/2 if <a, b> >= 0, else clip((|b|^2 - <a, b>) / |a - b|^2, 0, 1)
         d = 2 alpha a + 2 (1 - alpha) b
 
-    and each tensor j gets gamma d_j max(1, |a_j + b_j| / |d_j|), or 0 where d_j is 0. In conflict d / 2 is the shortest
-    vector between a and b, the two-gradient case of MGDA (Desideri, 2012). The heads follow the plain sum of the three
-    losses.
+    Each tensor j of the encoder gets gamma d_j max(1, |a_j + b_j| / |d_j|), or 0 where d_j is 0. In conflict d / 2 is
+    the shortest vector between a and b, the two-gradient case of MGDA (Desideri, 2012). The heads follow the plain sum
+    of the three losses.
 
-    The released code takes <a, b> = 0 for a conflict. Here it is none: else a vanished gradient would stop the encoder.
-    Adam and AdamW divide a gradient by its own size: under them gamma is inert and the rescaling nearly so, and only
-    the direction counts.
+    The released code counts <a, b> = 0 as a conflict. Here <a, b> = 0 is no conflict: otherwise a gradient of zeros
+    would stop the encoder. Adam and AdamW divide a gradient by its own size. Under both optimizers gamma is inert and
+    the rescaling nearly so, and only the direction counts.
 
     Reports fused (H), image (h_I) and table (h_T).
     """
@@ -58,7 +58,7 @@ class MMPareto(Method):
         optimizer.zero_grad()
         self.manual_backward(losses["fused"], retain_graph=True)
         joint = {modality: take_gradients(encoder) for modality, encoder in self.encoders.items()}
-        # An encoder is met by its own loss alone.
+        # Each unimodal loss reaches one encoder, so one pass of the sum gives each encoder its own gradient.
         self.manual_backward(losses["image"] + losses["table"])
         for modality, encoder in self.encoders.items():
             integrated = self.integrate(joint[modality], [parameter.grad for parameter in encoder.parameters()])
@@ -68,7 +68,7 @@ class MMPareto(Method):
         self.log_losses(losses, batch)
 
     def integrate(self, joint: Sequence[Tensor], own: Sequence[Tensor]) -> list[Tensor]:
-        """An encoder's gradient, a tensor a parameter, from those of the joint and of its own loss."""
+        """An encoder's gradient, one tensor a parameter, from the gradients of the joint loss and of its own loss."""
         direction = combine([joint, own], pareto_weights(gramian([joint, own])))
         plain = torch.stack([(a + b).norm() for a, b in zip(joint, own, strict=True)])
         lengths = torch.stack([tensor.norm() for tensor in direction])
@@ -79,7 +79,7 @@ class MMPareto(Method):
 
 
 def take_gradients(module: nn.Module) -> list[Tensor]:
-    """A module's gradients, which it loses."""
+    """A module's gradients, which are removed from the module."""
     gradients = [parameter.grad for parameter in module.parameters()]
     module.zero_grad()
     return gradients

@@ -1,4 +1,4 @@
-"""What the methods share that watch whether their gradients are in conflict."""
+"""Base of the methods that record whether their gradients conflict."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from .base import Method
 
 
 class Monitored(Method):
-    """A method whose checkpoints hold the history of its monitor; the report of a run draws it.
+    """A method whose checkpoints hold the history of its monitor. The report of a run draws this history.
 
     Attributes:
-        monitor: cosines between gradients over training; None where they are not measured.
+        monitor: cosines between gradients over the training; None where nothing is measured.
     """
 
     monitor: ConflictMonitor | None = None

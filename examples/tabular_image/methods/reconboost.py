@@ -17,23 +17,25 @@ _HIDDEN = 256
 class ReconBoost(Method):
     """ReconBoost (Hua et al., ICML 2024; code huacong/ReconBoost).
 
-    Both modalities share a head width -> 256 -> ReLU -> C. With logits z_I, z_T, the prediction is F = eta (z_I + z_T)
-    with a learnable eta, at first 1.
+    Both modalities share a head width -> 256 -> ReLU -> C. With logits z_I of the image and z_T of the table, the
+    prediction is F = eta (z_I + z_T). eta is learnable and starts at 1.
 
-    Stage "pretraining": CE(z_I) + CE(z_T), without which the first turns would boost a random partner; here through the
-    shared head. Stage "boosting", of `--epochs`, in rounds: modality m (image, table, image, ...) has E_1 epochs for
-    its encoder and the head,
+    Stage "pretraining" minimises CE(z_I) + CE(z_T), here through the shared head. Without this stage the first turns
+    would boost a random partner.
+
+    Stage "boosting", of `--epochs`, consists of rounds. A round has two phases. In the own phase of modality m (image,
+    table, image, ...) the encoder of m and the head train for E_1 epochs, and the other encoder is frozen, in eval
+    mode. sg stops the gradient:
 
         L = mean_i (w_1 - w_2 q_i) CE_i(z_m),   q_i = sg softmax(eta z_other)_{y_i}
 
-    and then all parts and eta have E_2 epochs for CE(F). In the first phase the other encoder is frozen, in eval mode.
-    The stage holds whole rounds: epochs that make no round lengthen the last joint phase, so that the stage always ends
-    with all parts. A stage shorter than a round is one joint phase.
+    In the joint phase all parts and eta train for E_2 epochs on CE(F). Epochs that do not fill a round lengthen the
+    last joint phase, so that the stage always ends with a joint phase. A stage shorter than a round is one joint phase.
 
-    L is C times the loss of the released code, which averages over the classes too: a step of sgd in a modality's own
-    phase is C times as long. `divide_by_classes` takes the released loss.
+    L is C times the loss of the released code, which also averages over the classes. A step of sgd in the own phase is
+    then C times as long. `divide_by_classes` takes the released loss.
 
-    Reports fused (F), image (z_I) and table (z_T); the authors' unimodal figures are linear probes instead.
+    Reports fused (F), image (z_I) and table (z_T). The authors' unimodal figures are of linear probes.
     """
 
     Settings = ReconBoostSettings
@@ -60,7 +62,7 @@ class ReconBoost(Method):
 
     @property
     def place(self) -> tuple[int, int]:
-        """The round, and the epoch in the round, both from 0; -1 is the round of a stage that holds no whole one."""
+        """The round, and the epoch in the round, both from 0. The round is -1 in a stage shorter than a round."""
         length = self.settings.turn_epochs + self.settings.joint_epochs
         number = min(self.stage_epoch // length, self.stage.epochs // length - 1)
         return number, self.stage_epoch - number * length
@@ -96,7 +98,7 @@ class ReconBoost(Method):
         self.log_losses(losses, batch)
 
     def turn_loss(self, logits: Tensor, other: Tensor, target: Tensor) -> Tensor:
-        """Loss of the logits (B, C) of the modality in turn, given the other's, which get no gradient."""
+        """Loss of a modality's own phase, from its logits (B, C) and the other's logits, which get no gradient."""
         settings = self.settings
         known = self.rate(other).softmax(dim=1).detach().gather(1, target.unsqueeze(1)).squeeze(1)
         weights = settings.label_weight - settings.residual_weight * known

@@ -1,4 +1,4 @@
-"""TIP: image encoder, table transformer and cross-attention pretrained together, then a classifier on top."""
+"""TIP: image encoder, table transformer and cross-attention are pretrained together; then a classifier is trained."""
 
 from __future__ import annotations
 
@@ -24,27 +24,30 @@ class TIP(Method):
 
     Pretraining minimises (ITC + ITM + MTR) / 3 on random crops of the images:
 
-    - ITC, contrast: ½ [CE(S, I) + CE(S^T, I)], S_ij = cos(g_I(u_I,i), g_T(CLS_T,j)) / temperature, CLS_T from the table
-      transformer on rows with corrupted cells.
-    - ITM, matching: does a pair belong together, 2-way cross-entropy on CLS_M of the multimodal transformer; the B
-      pairs, and for each image and each row a wrong partner drawn with probability ∝ softmax(S) + 1e-4.
-    - MTR, reconstruction of hidden cells of clean rows from the multimodal tokens: the mean of the categorical cells'
-      cross-entropy over all columns' categories, and of the numbers' squared error. A table with one kind of columns
-      has one term: the released code divides 0 by 0 there.
+    - ITC, contrast: ½ [CE(S, I) + CE(S^T, I)] with S_ij = cos(g_I(u_I,i), g_T(CLS_T,j)) / temperature. CLS_T is from
+      the table transformer on rows of which some cells are redrawn.
+    - ITM, matching: cross-entropy of two classes, whether image and row belong together, on CLS_M of the multimodal
+      transformer. Besides the B true pairs, each image and each row gets a wrong partner, drawn with probability
+      ∝ softmax(S) + 1e-4.
+    - MTR, reconstruction of hidden cells of clean rows from the multimodal tokens. The loss is the mean of two terms:
+      the cross-entropy of the categorical cells over the categories of all columns, and the squared error of the
+      numbers. A table with one kind of columns has one term: the released code divides 0 by 0 there.
 
-    Then cross-entropy on a linear classifier of CLS_M, with everything else trainable or frozen. Frozen is the paper's
-    default, after 500 epochs. The short pretraining that a CPU allows does not carry a linear probe: on leaves100 (1267
-    rows, 20 epochs, 32 features a token) it was right on 0.17 of the test rows (seed 0), fine-tuning on 0.92 and 0.88
-    (seeds 0 and 1).
+    Then a linear classifier of CLS_M is trained with cross-entropy, with everything else trainable or frozen. Frozen is
+    the paper's default, after 500 epochs of pretraining. The short pretraining that a CPU allows is too little for a
+    frozen network. On leaves100 (1267 rows, 20 epochs, 32 features a token) the frozen network was right on 0.17 of the
+    test rows (seed 0), and fine-tuning on 0.92 and 0.88 (seeds 0 and 1).
 
-    A token has 128 features and 8 heads by default, the paper's 512 and 8. Attention among the 64 columns of leaves100
-    makes TIP the slowest method: 128 features take about 5 times as long as 32, and 256 features about 13 times.
+    By default a token has 128 features, and attention 8 heads; the paper has 512 and 8. Attention among the 64 columns
+    of leaves100 makes TIP the slowest method: 128 features take about 5 times as long as 32, and 256 features about 13
+    times.
 
-    Reports fused. Image and table cells are empty: CLS_M has seen both (the ensemble of the code is not implemented).
+    Reports fused. Image and table cells are empty, because CLS_M depends on both modalities. The ensemble of the
+    released code is not implemented.
     """
 
     Settings = TIPSettings
-    modalities = ("image",)  # those with an encoder of `Method`; the table has a transformer
+    modalities = ("image",)  # the table has a transformer, not an encoder of `Method`
 
     def __init__(self, data: TabularImageData, options: Options) -> None:
         super().__init__(data, options)
@@ -96,7 +99,7 @@ class TIP(Method):
         self.log_losses(losses, batch)
 
     def pretraining_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """ITC, ITM and MTR by name."""
+        """The losses ITC, ITM and MTR by name."""
         maps = self.encoders["image"].maps(random_views(batch["image"], self.settings.crop))
         image, table = self.tokens(maps), self.table_encoder(self.corruption(batch["table"]))
         projected = self.image_projection(maps.mean((2, 3))), self.table_projection(table[:, 0])
@@ -108,7 +111,7 @@ class TIP(Method):
         }
 
     def matching_loss(self, image: Tensor, table: Tensor, similarity: Tensor) -> Tensor:
-        """ITM of tokens (B, ., width) that belong together row by row, with their similarity (B, B)."""
+        """ITM of image and table tokens (B, ., width), paired row by row, with the similarity S (B, B)."""
         rows = torch.arange(len(image), device=image.device)
         images, tables = [rows], [rows]
         if len(rows) > 1:
@@ -119,7 +122,7 @@ class TIP(Method):
         return F.cross_entropy(logits, (images == tables).long())
 
     def reconstruction_loss(self, image: Tensor, table: Tensor) -> Tensor:
-        """MTR of image tokens (B, ., width) and encoded rows (B, D)."""
+        """MTR from image tokens (B, ., width) and encoded rows (B, D)."""
         encoder = self.table_encoder
         ids, numbers = encoder.cells(table)
         masked = random_mask(len(table), encoder.count, self.settings.masked, table.device)
@@ -134,25 +137,25 @@ class TIP(Method):
         return torch.stack(errors).mean()
 
 
-# As in the paper's code: normalised before each part, GELU, no dropout.
+# As in the paper's code: normalisation before each part, GELU, no dropout.
 _BLOCK = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
 
 
 class TableTransformer(nn.Module):
     """A CLS token and a token for each of n cells, the categorical ones first: (B, D) to (B, 1 + n, width).
 
-    All categories of all columns, and for each column one for an unknown category, share one vocabulary; numbers share
-    one linear layer. A hidden cell is a learned token that no other token attends to.
+    The categories of all columns share one vocabulary, with one more entry a column for an unknown category. Numbers
+    share one linear layer. A hidden cell is replaced by a learned token, and no other token attends to a hidden cell.
 
     Args:
         columns: where the n raw columns stand in the encoded table.
-        width: Features of a token.
-        blocks: Transformer blocks.
-        heads: Attention heads.
+        width: number of features of a token.
+        blocks: number of transformer blocks.
+        heads: number of attention heads.
 
     Attributes:
-        count: n.
-        vocabulary: number of categories.
+        count: number of cells n.
+        vocabulary: number of entries in the vocabulary.
     """
 
     def __init__(self, columns: Sequence[TableColumn], width: int, blocks: int, heads: int) -> None:
@@ -168,14 +171,14 @@ class TableTransformer(nn.Module):
         self.special = nn.Embedding(2, width)  # CLS and the hidden cell
         self.columns = nn.Embedding(1 + self.count, width)
         for layer in (self.categories, self.numbers, self.special, self.columns):
-            nn.init.normal_(layer.weight, std=0.02)  # alike, for the sum of cell and column that is normalised
+            nn.init.normal_(layer.weight, std=0.02)  # equal sizes, because cell and column are summed
         nn.init.zeros_(self.numbers.bias)
         self.norm = nn.LayerNorm(width)
         layer = nn.TransformerEncoderLayer(width, heads, 4 * width, **_BLOCK)
         self.blocks = nn.TransformerEncoder(layer, blocks, enable_nested_tensor=False)
 
     def cells(self, table: Tensor) -> tuple[Tensor, Tensor]:
-        """Place in the vocabulary of the categorical cells (B, .) and value of the numeric ones (B, .)."""
+        """Places in the vocabulary of the categorical cells (B, .), and values of the numeric cells (B, .)."""
         ids = categories(table, self.categorical) + torch.tensor(self.offsets, dtype=torch.long, device=table.device)
         return ids, table[:, self.numeric]
 
@@ -184,7 +187,7 @@ class TableTransformer(nn.Module):
 
         Args:
             table: float (B, D), the encoded rows.
-            masked: bool (B, n), the cells to hide, categorical ones first.
+            masked: bool (B, n), the cells to hide; categorical cells come first.
         """
         ids, numbers = self.cells(table)
         cells = torch.cat([self.categories(ids), self.numbers(numbers.unsqueeze(2))], dim=1)
@@ -197,7 +200,7 @@ class TableTransformer(nn.Module):
         return encoded
 
     def _blocked(self, masked: Tensor) -> Tensor:
-        """Whether a token must not attend to another, (B heads, 1 + n, 1 + n): a hidden one is seen by itself alone."""
+        """Which attention is blocked, bool (B heads, 1 + n, 1 + n): a hidden token is seen by itself alone."""
         hidden = F.pad(masked, (1, 0))
         itself = torch.eye(1 + self.count, dtype=torch.bool, device=masked.device)
         return (hidden.unsqueeze(1) & ~itself).repeat_interleave(self.heads, dim=0)
@@ -205,12 +208,12 @@ class TableTransformer(nn.Module):
 
 def hard_negatives(similarity: Tensor) -> Tensor:
     """A column j ≠ i for each row i of (B, B), with probability ∝ softmax_j + 1e-4."""
-    # Where a diverging encoder gives no numbers, any column: the loss tells the user, and multinomial could not.
+    # A diverging encoder gives NaN: any column will do then, because the check of the loss stops the run.
     weights = (similarity.softmax(dim=1).nan_to_num(0) + 1e-4).fill_diagonal_(0)
     return torch.multinomial(weights, 1).squeeze(1)
 
 
 def random_mask(rows: int, cells: int, share: float, device: torch.device) -> Tensor:
-    """Bool (rows, cells) with round(share * cells), at least one, true at random places of each row."""
+    """Bool (rows, cells): in each row round(share * cells) random cells, at least one, are true."""
     count = max(1, round(share * cells))
     return torch.rand(rows, cells, device=device).argsort(dim=1) < count

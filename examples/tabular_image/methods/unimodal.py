@@ -1,4 +1,4 @@
-"""What the two methods of one modality share: an encoder and a linear classifier."""
+"""Base of the two methods of one modality: an encoder and a linear classifier."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .base import ALL_TASKS, Logits, Method
 
 
 class Unimodal(Method):
-    """The loss of the task on a linear head of the features of `modalities`, which has one name."""
+    """Trains one encoder and a linear head on the loss of the task. `modalities` has one name."""
 
     tasks = ALL_TASKS
     several_processes = True
@@ -23,7 +23,7 @@ class Unimodal(Method):
         return {self.modality: self.head(self.encoders[self.modality](batch[self.modality]))}
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One step on the cross-entropy."""
+        """One step on the loss of the task."""
         loss = self.task.loss(self(batch)[self.modality], batch["target"])
         self.descend(loss)
         self.log_losses({self.modality: loss}, batch)
