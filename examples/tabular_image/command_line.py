@@ -141,7 +141,7 @@ def _holds_something(folder: Path) -> bool:
 def _line() -> CommandLine:
     line = CommandLine(
         str(Path(__file__).with_name("train.py")),
-        "Train and test a classifier of an image and a table row. More: --help OPTION, and --help METHOD for a method "
+        "Train and test a model of an image and a table row. More: --help OPTION, and --help METHOD for a method "
         "and its own options, such as --gaal.margin.",
         [
             "",

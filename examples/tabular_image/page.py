@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from scipy.stats import binomtest
 
 from .data.module import TabularImageData
 from .errors import reason
@@ -99,7 +100,20 @@ def final_figures(results: Mapping[str, Any]) -> Section:
         "“Without the table” is the prediction for the same rows when their tables are absent."
     )
     header = ["prediction", *map(words, measures)]
-    return Section("Test figures", [text], tables=[Table(header, rows)])
+    return Section("Test figures", [text, *_interval(results)], tables=[Table(header, rows)])
+
+
+def _interval(results: Mapping[str, Any]) -> list[str]:
+    """A sentence on how far so few test rows tell the accuracy; nothing without an accuracy."""
+    (main, figures), *_ = results["test"].items()
+    rows = results["split_sizes"]["test"]
+    if figures.get("accuracy") is None:
+        return []
+    low, high = binomtest(round(figures["accuracy"] * rows), rows).proportion_ci(method="wilson")
+    return [
+        f"The 95% interval of the accuracy of the {main} prediction is {low:.1%} to {high:.1%} (Wilson), by the number "
+        "of test rows alone."
+    ]
 
 
 def learning_curves(results: Mapping[str, Any], epochs: pd.DataFrame) -> Section:
@@ -118,13 +132,17 @@ def conflict(results: Mapping[str, Any], method: Method) -> Section | None:
         return None
     text = [
         "A step is in conflict where the cosine is below 0: the step of one modality then raises the loss of the most "
-        "uncertain samples of the other modality.",
-        *(
-            f"Turn of {row['modality']}, guided by {row['guide']}: {row['conflict']:.0%} of {row['steps']:,} steps "
-            f"were in conflict, and surgery changed {row['intervened']:.0%} of the steps."
-            for row in results["conflict"]
-        ),
+        "uncertain samples of the other modality."
     ]
+    observed = not any(row["intervened"] for row in results["conflict"])
+    for row in results["conflict"]:
+        surgery = "" if observed else f", and surgery changed {row['intervened']:.0%} of the steps"
+        text.append(
+            f"Turn of {row['modality']}, guided by {row['guide']}: {row['conflict']:.0%} of {row['steps']:,} steps "
+            f"were in conflict{surgery}."
+        )
+    if observed:
+        text.append("Surgery changed no step: the conflicts were only observed.")
     alt = "Cosine between the gradients of the modalities by step of the training, one line for each turn."
     return Section("Conflict over training", text, pictures=[as_picture(conflict_picture(method.monitor), alt)])
 

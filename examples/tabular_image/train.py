@@ -1,4 +1,4 @@
-"""Train and test an image-and-table classifier: `python examples/tabular_image/train.py --help`."""
+"""Train and test an image-and-table model: `python examples/tabular_image/train.py --help`."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import shlex
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,9 +13,11 @@ import torch
 from tabular_image import page, sections, train
 from tabular_image.data.samples import Samples
 from tabular_image.data.targets import Target
-from tabular_image.page import changed, figure, headline
+from tabular_image.page import changed, conflict, figure, final_figures, headline
 from tabular_image.sections import calibration, confident_mistakes, confusion, task_sections
 from tabular_image.tasks import build_task
+
+from gaal_surgery import AlignmentStats, ConflictMonitor, HalfSpace
 
 TITLES = [
     *("Test figures", "Learning curves", "Confusion", "Calibration", "Conflict over training", "Confident mistakes"),
@@ -288,3 +291,25 @@ def test_the_options_of_a_method_are_compared_with_their_defaults(arguments, tmp
     options = as_written(arguments(tmp_path, **{"gaal.margin": 0.1}))
     assert ("gaal.margin", 0.1, 0.0) in changed(options)
     assert not [name for name, *_ in changed(options) if name in ("seed", "settings", "gaal.relative")]
+
+
+def test_few_test_rows_tell_an_accuracy_within_a_wide_interval():
+    def sentences(rows):
+        results = {"split_sizes": {"test": rows}, "best_epoch": 1, "fusion": "", "fusion_measures": {}}
+        figures = {"fused": {"accuracy": 0.75}}
+        return final_figures(results | {"test": figures, "without_table_measures": figures}).text
+
+    assert "is 46.8% to 91.1% (Wilson)" in sentences(12)[-1]
+    assert "is 72.2% to 77.6% (Wilson)" in sentences(1000)[-1]
+
+
+@pytest.mark.parametrize("intervened", [0.0, 0.25])
+def test_a_method_without_surgery_is_said_to_observe(intervened):
+    monitor = ConflictMonitor()
+    opposed = torch.tensor([[1.0, -1.0], [-1.0, 4.0]])
+    monitor.update(AlignmentStats("image", ("table",), opposed, HalfSpace()(opposed)))
+    row = {"modality": "image", "guide": "table", "conflict": 0.25, "steps": 8, "intervened": intervened}
+    text = " ".join(conflict({"conflict": [row]}, SimpleNamespace(monitor=monitor)).text)
+    assert "25% of 8 steps were in conflict" in text
+    assert ("surgery changed 25% of the steps" in text) == bool(intervened)
+    assert ("Surgery changed no step" in text) == (not intervened)
