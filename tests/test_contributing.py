@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINING = """
+import contextlib
 import sys
 from protocol import ROWS, SETS
 from tabular_image import train
@@ -26,7 +27,9 @@ for words in (
 row = ROWS["late_fusion"]
 assert (row.label, row.block, row.searched) == ("Late fusion", "fused", {"image_weight": (0.5, 0.25, 0.75)})
 assert SETS["stripes"]["dataset"] == "stripes"
-train.main(["--help"])
+for topic in ([], ["late_fusion"], ["gaal"]):
+    with contextlib.suppress(SystemExit):
+        train.main(["--help", *topic])
 """
 
 

@@ -18,7 +18,7 @@ from tabular_image.style import DPI
 
 
 def command(main: Callable[..., None], description: str | None, example: str, source: type[Any] | None = None) -> None:
-    """Runs a command with the options that it was given, and ends the process.
+    """Runs a command with the options that it was given, and ends the process where something stops the command.
 
     Args:
         main: its parameters are the options.
@@ -26,7 +26,8 @@ def command(main: Callable[..., None], description: str | None, example: str, so
         example: a command line, without the script.
         source: a dataclass that `main` takes, and whose fields are the options.
     """
-    sys.exit(run_command(telling_errors()(main), sys.argv[0], description, example=example, source=source))
+    if code := run_command(telling_errors()(main), sys.argv[0], description, example=example, source=source):
+        sys.exit(code)
 
 
 @contextmanager

@@ -869,7 +869,7 @@ def test_ctrl_c_says_how_to_go_on(small_set: Path, tmp_path: Path):
         ({"sets": "[gone.yaml]"}, "cannot use the options in gone.yaml ("),
         ({"sets": "[folder.yaml]"}, "cannot use the options in folder.yaml ("),
         ({"sets": "[binary.yaml]"}, "cannot use the options in binary.yaml ("),
-        ({"sets": "[unknown.yaml]"}, "unknown.yaml (Option 'colour' is not accepted); give"),
+        ({"sets": "[unknown.yaml]"}, "unknown.yaml (there is no option colour; --help lists the options); give"),
         ({"results": "folder.yaml"}, "folder.yaml cannot be read (Is a directory); give another --results"),
         ({"results": "file/runs.csv"}, "cannot be written"),
         ({"out": "file/tables"}, "file/tables cannot be a folder (Not a directory); give another --out"),
