@@ -60,14 +60,13 @@ def overview() -> str:
         "gaal": "GAAL (paper)",
         "alternating-calibrated": "recommended",
     }
-    lines = [f"|set|{'|'.join(rows.values())}|", "|-" * (len(rows) + 1) + "|"]
+    lines = []
     for name, title in sets.items():
-        with (ROOT / f"benchmarks/accuracy/results/features/table1-{name}-features.csv").open(
-            encoding="utf-8"
-        ) as table:
+        path = ROOT / f"benchmarks/accuracy/results/features/table1-{name}-features.csv"
+        with path.open(encoding="utf-8") as table:
             accuracies = {line["row"]: float(line["accuracy"]) for line in csv.DictReader(table)}
-        lines.append("|".join(["", title, *(f"{accuracies[row]:.3f}" for row in rows), ""]))
-    return "\n".join(lines)
+        lines.append((title, *(f"{accuracies[row]:.3f}" for row in rows)))
+    return _table(("set", *rows.values()), lines)
 
 
 def methods() -> str:

@@ -21,6 +21,7 @@ import pytest
 import torch
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from tabular_image.command_line import as_written
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -154,7 +155,6 @@ _yours = re.compile(r"^--help$|^METHOD$|\.yaml$|^my_|^(pcgrad|late_fusion|stripe
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_script_of_a_command_exists_and_takes_its_options(page):
-    command_line = pytest.importorskip("tabular_image.command_line")
     for words in commands(page):
         scripts = [
             word
@@ -164,7 +164,7 @@ def test_every_script_of_a_command_exists_and_takes_its_options(page):
         for script in scripts:
             assert (ROOT / script).is_file(), " ".join(words)
             if script.endswith("tabular_image/train.py") and not any(map(_yours.search, words)):
-                command_line.as_written(words[words.index(script) + 1 :])
+                as_written(words[words.index(script) + 1 :])
 
 
 def test_generated_blocks_are_those_of_today(monkeypatch):

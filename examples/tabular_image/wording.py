@@ -65,7 +65,7 @@ class Option:
     @property
     def choices(self) -> list[str]:
         """The values that it may have, where they are few and have names."""
-        return [value for kind in _kinds(self.kind) if get_origin(kind) is Literal for value in get_args(kind) if value]
+        return _choices(self.kind)
 
     @property
     def takes(self) -> str:
@@ -98,8 +98,7 @@ def in_words(kind: Any) -> str:
     """
     if kind is None:
         return "no value"
-    names = [value for part in _kinds(kind) if get_origin(part) is Literal for value in get_args(part) if value]
-    if names:
+    if names := _choices(kind):
         return f"one of {', '.join(names)}"
     one, *others = _kinds(kind)
     if get_origin(one) in (list, tuple, Sequence):
@@ -148,6 +147,11 @@ def did_you_mean(names: Sequence[str], form: Callable[[str], str] = repr) -> str
         return ""
     *others, last = map(form, names)
     return f"; did you mean {', '.join(others)}{' or ' if others else ''}{last}?"
+
+
+def _choices(kind: Any) -> list[str]:
+    """The names that a type admits; the empty one, which stands for an option that was left out, is none."""
+    return [value for part in _kinds(kind) if get_origin(part) is Literal for value in get_args(part) if value]
 
 
 def _kinds(kind: Any) -> list[Any]:
