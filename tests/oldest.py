@@ -1,10 +1,10 @@
 """Runs the library's own tests with the lowest versions that it allows, as somebody who downloads a release would.
 
-``python tests/oldest.py FOLDER`` builds the source distribution and, from it, the wheel. A new environment in FOLDER
-gets the wheel and the lowest torch, and nothing else: the README's first program runs there. Then the environment gets
-the ``test`` extra, and the unpacked source distribution passes its tests against the installed wheel. The lowest
-versions are the lower bounds of the library and of its ``plot`` extra in ``pyproject.toml``. What the tests are written
-with is as new as there is.
+``python tests/oldest.py FOLDER`` needs Python alone, and makes FOLDER anew. An environment in FOLDER builds the source
+distribution and, from it, the wheel. A second environment takes its place, with the wheel and the lowest torch and
+nothing else: the README's first program runs there. Then the environment gets the ``test`` extra, and the unpacked
+source distribution passes its tests against the installed wheel. The lowest versions are the lower bounds of the
+library and of its ``plot`` extra in ``pyproject.toml``. What the tests are written with is as new as there is.
 """
 
 import os
@@ -34,7 +34,9 @@ def lowest_versions() -> tuple[list[str], list[str]]:
 def main() -> None:
     """Ends with the exit status of the first command that fails."""
     folder = Path(sys.argv[1])
-    venv.create(folder, with_pip=True)
+    if folder.exists() and not (folder / "pyvenv.cfg").is_file():
+        sys.exit(f"error: {folder} is no virtual environment and would be lost; name a new folder")
+    venv.create(folder, clear=True, with_pip=True)
     python = folder.resolve() / ("Scripts" if sys.platform == "win32" else "bin") / "python"
     # What is imported is what was installed: neither the clone nor the working folder is on any process's path.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"PYTHONSAFEPATH": "1"}
@@ -47,12 +49,15 @@ def main() -> None:
             if status:
                 sys.exit(status)
 
-        run(sys.executable, "-m", "build", "-q", "--outdir", place, ROOT)
+        # pip's cache would hold the gigabytes of torch and CUDA a second time.
+        install = (python, "-m", "pip", "install", "-q", "--no-compile", "--no-cache-dir")
+        run(*install, "build")
+        run(python, "-m", "build", "-q", "--outdir", place, ROOT)
         (archive,), (wheel,) = Path(place).glob("*.tar.gz"), Path(place).glob("*.whl")
         shutil.unpack_archive(archive, place, filter="data")
         source = Path(place, archive.name.removesuffix(".tar.gz"))
 
-        install = (python, "-m", "pip", "install", "-q", "--no-compile")
+        venv.create(folder, clear=True, with_pip=True)
         run(*install, *library, wheel)
         run(python, "-c", PROGRAM, cwd=source)
         run(*install, *library, *plot, f"{wheel}[test]")

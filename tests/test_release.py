@@ -91,7 +91,9 @@ def test_the_checks_run_on_every_python_that_is_promised():
 def test_the_checks_are_those_of_ci_run():
     """A check that `.ci/run` gains is missed in the workflow."""
     tools = r"(?:pytest|ruff|mypy|sphinx|tests/oldest\.py)\b.*"
-    ours = re.findall(rf"^\.venv/bin/(?:python (?:-m )?)?({tools})", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    ours = re.findall(
+        rf"^(?:\.venv/bin/)?(?:python3? (?:-m )?)?({tools})", (ROOT / ".ci" / "run").read_text(), re.MULTILINE
+    )
     theirs = re.findall(rf"^(?:python (?:-m )?)?({tools})", commands(WORKFLOWS["checks"]), re.MULTILINE)
     assert len(ours) > 5
     assert {re.sub(r"-n \d", "-n N", check) for check in ours} <= {re.sub(r"-n \d", "-n N", check) for check in theirs}
