@@ -20,7 +20,8 @@ from tabular_image.methods import METHODS, SETTINGS
 from tabular_image.methods.settings import MethodSettings
 from tabular_image.options import Options
 
-FEATURES, RESNET = "-features", "-resnet18"  # endings of the sets under the protocols of fixed features and of a ResNet
+# Endings of the sets under the protocols of fixed features, of the small CNN trained to its end, and of a ResNet.
+FEATURES, CNN, RESNET = "-features", "-cnn", "-resnet18"
 
 # One protocol for every method: the small CNN and the MLP, 32 pixels, light augmentation, a cosine schedule, and the
 # epoch with the best validation accuracy. Epochs are few, so that a table takes two cores an hour, not a day.
@@ -43,6 +44,12 @@ _LONGER = {"fashion": 10, "houses": 20}
 SETS |= {
     f"{name}{FEATURES}": SETS[name] | _FEATURES | ({"epochs": _LONGER[name]} if name in _LONGER else {})
     for name in ("leaves100-texture", "leaves100-margin", "fashion", "houses")
+}
+# These sets with the small CNN, trained until it no longer improves. `capacity.py` chose the size of the pictures and
+# the epochs, by the validation rows of the image alone.
+SETS |= {
+    f"{name}{CNN}": SETS[name] | {"image_size": 64, "epochs": epochs}
+    for name, epochs in (("leaves100-texture", 60), ("leaves100-margin", 60), ("fashion", 20), ("houses", 60))
 }
 # Three sets with a ResNet-18 from random weights, for a GPU: on a CPU a run takes hours.
 _RESNET: dict[str, Any] = {"image_encoder": "resnet18", "image_size": 64}

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import yaml
-from protocol import FEATURES, RESNET, SETS, DataSet, data_set, from_yaml
+from protocol import CNN, FEATURES, RESNET, SETS, DataSet, data_set, from_yaml
 from runs import Machine, Results, opened
 from tabular_image.data.identity import fingerprinted, identity
 from tabular_image.errors import InputError
@@ -26,11 +26,11 @@ _CARRYING_OUT = ("data_root", "accelerator", "workers", "threads", "out", "pictu
 def home(sets: Sequence[str]) -> Path:
     """The folder of results and tables: in the checkout for the protocol's sets, else below the current folder.
 
-    Sets under the protocols of fixed features and of ResNets have folders of their own.
+    The protocols of fixed features, of the small CNN trained to its end, and of ResNets have folders of their own.
     """
     if not set(sets) <= SETS.keys():
         return OWN
-    for ending in (FEATURES, RESNET):
+    for ending in (FEATURES, CNN, RESNET):
         if sets and all(name.endswith(ending) for name in sets):
             return RESULTS / ending.removeprefix("-")
     return RESULTS

@@ -80,6 +80,9 @@ class Options:
     """Folds of a cross-validation. The test rows are then one fold of so many, and --test does not count."""
     fold: NonNegativeInt = 0
     """Fold that is the test. Folds are counted from 0."""
+    split_seed: NonNegativeInt | None = None
+    """Seed of the splits. Runs with one --split_seed have the same test rows, whatever their --seed. The default is
+    --seed."""
 
     method: str = "gaal"
     """Method to train."""
@@ -124,8 +127,8 @@ class Options:
     """Rows in a batch. Each device has a batch of its own."""
 
     seed: NonNegativeInt = 0
-    """Seed of what is random. The seed decides the splits, the initial weights, the order of the rows and the
-    augmentation."""
+    """Seed of what is random. The seed decides the splits (but see --split_seed), the initial weights, the order of the
+    rows and the augmentation."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train. auto takes CUDA where there is a GPU."""
     devices: PositiveInt = 1

@@ -200,6 +200,7 @@ def build_data(options: Options, samples: Samples) -> TabularImageData:
         folds=options.folds,
         fold=options.fold,
         seed=options.seed,
+        split_seed=options.split_seed,
         workers=options.workers,
         skip_corrupt=options.skip_corrupt,
         features=options.image_encoder == "features",

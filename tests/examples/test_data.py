@@ -18,6 +18,8 @@ from tabular_image.data.module import TabularImageData
 from tabular_image.data.splits import split_rows
 from tabular_image.data.tables import TableColumn, encode_table
 from tabular_image.errors import ImageError, InputError
+from tabular_image.options import Options
+from tabular_image.run import build_data
 from torch import Tensor
 from torchvision.transforms import functional
 
@@ -245,6 +247,19 @@ def test_batches_depend_on_seed_and_epoch_not_on_workers():
     shared = int(expected["row"][0])
     if shared in other["row"]:
         assert not torch.equal(expected["image"][0], other["image"][other["row"] == shared][0])
+
+
+@pytest.mark.parametrize("folds", [None, 5])
+def test_runs_with_one_split_seed_share_their_rows_and_shuffle_by_their_seeds(folds: int | None):
+    samples = make_samples()
+    options = [
+        Options(seed=seed, split_seed=split, folds=folds) for seed, split in ((1, 7), (2, 7), (7, None), (1, None))
+    ]
+    one, other, drawn, apart = (build_data(each, samples) for each in options)
+    for data in (other, drawn):
+        assert all(np.array_equal(data.splits[name], rows) for name, rows in one.splits.items())
+    assert not np.array_equal(apart.splits["test"], one.splits["test"])
+    assert not torch.equal(read_epoch(one, 0)["row"], read_epoch(other, 0)["row"])
 
 
 def test_only_training_images_are_augmented():

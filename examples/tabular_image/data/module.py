@@ -48,6 +48,7 @@ class TabularImageData(L.LightningDataModule):
         folds: Number of folds of a cross-validation, in which one fold is the test split in place of a share.
         fold: Which fold is the test split, from 0.
         seed: Seed of the splits, of the order of the training rows and of the augmentation.
+        split_seed: Seed of the splits alone; None takes `seed`.
         workers: Processes that read images; 0 reads in the main process.
         skip_corrupt: Drop rows whose image is missing or unreadable, and list them in `skipped`. Rows that are found at
             the start are in no split. Rows that are found later are missing from their batches.
@@ -91,6 +92,7 @@ class TabularImageData(L.LightningDataModule):
         folds: int | None = None,
         fold: int = 0,
         seed: int = 0,
+        split_seed: int | None = None,
         workers: int = 2,
         skip_corrupt: bool = False,
         cache: int = 2**30,
@@ -117,7 +119,8 @@ class TabularImageData(L.LightningDataModule):
         self.augment = augment
         self.seed = seed
         self.workers = workers
-        self.splits = split_rows(samples, validation=validation, test=test, folds=folds, fold=fold, seed=seed)
+        drawn = seed if split_seed is None else split_seed
+        self.splits = split_rows(samples, validation=validation, test=test, folds=folds, fold=fold, seed=drawn)
         self.split_sizes = {name: len(rows) for name, rows in self.splits.items()}
         self.feature_scale = feature_scale(samples.features, self.splits["train"]) if features else None
         self._features = None
