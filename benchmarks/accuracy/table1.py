@@ -25,7 +25,7 @@ from tabular_image.files import replacing
 
 _PAIRED = ("difference", "low", "high", "p", "p_holm")  # columns of `compare` that balanced accuracy has too
 _LEVEL = 0.05
-_SPACE = "\N{NO-BREAK SPACE}"  # inside a number's cell, so that a narrow column breaks between numbers
+SPACE = "\N{NO-BREAK SPACE}"  # inside a number's cell, so that a narrow column breaks between numbers
 
 
 def main(
@@ -172,14 +172,14 @@ def _single(part: pd.DataFrame) -> list[str]:
 
 def _accuracy(line: pd.Series, leading: bool) -> str:
     """Mean and deviation, in bold where the row leads."""
-    spread = "" if pd.isna(line["deviation"]) else f"{_SPACE}±{_SPACE}{line['deviation']:.3f}"
+    spread = "" if pd.isna(line["deviation"]) else f"{SPACE}±{SPACE}{line['deviation']:.3f}"
     written = _cell(line["accuracy"], ".3f") + spread
     return f"**{written}**" if leading else written
 
 
 def _difference(line: pd.Series) -> str:
     """The difference from the reference with its interval."""
-    interval = "" if pd.isna(line["low"]) else f" [{line['low']:+.3f},{_SPACE}{line['high']:+.3f}]"
+    interval = "" if pd.isna(line["low"]) else f" [{line['low']:+.3f},{SPACE}{line['high']:+.3f}]"
     return _cell(line["difference"], "+.3f") + interval
 
 

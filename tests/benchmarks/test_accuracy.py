@@ -15,6 +15,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from unittest import mock
 
+import capacity
 import classical
 import missing
 import numpy as np
@@ -24,6 +25,7 @@ import ranks
 import table1
 import tasks
 import torch
+import variance
 from comparison import compare, corrected_interval, corrected_paired_test, detectable_difference
 from hypothesis import given
 from hypothesis import strategies as st
@@ -120,6 +122,28 @@ def test_rows_are_ranked_and_tested_against_the_reference():
     assert table["p_holm"].drop("gaal").sort_values().tolist() == pytest.approx(
         [3 * smallest, max(3 * smallest, 2 * middle), max(2 * middle, largest)]
     )
+
+
+def test_the_spread_of_training_is_told_from_the_spread_of_splitting():
+    drawn = lines(gaal=[0.90, 0.92, 0.94], mla=[0.91, 0.95, 0.93])
+    fixed = lines(gaal=[0.91, 0.91, 0.91], mla=[0.92, 0.93, 0.94])
+    table = variance.summarise(drawn, fixed).set_index("row")
+    assert list(table.index) == ["mla", "gaal"]
+    assert table.loc["gaal", ["drawn_deviation", "fixed_deviation"]].tolist() == pytest.approx([0.02, 0])
+    assert table.loc["mla", ["drawn_difference", "fixed_difference"]].tolist() == pytest.approx([0.01, 0.02])
+    spreads = table.loc["mla", ["drawn_difference_deviation", "fixed_difference_deviation"]]
+    assert spreads.tolist() == pytest.approx([np.std([0.01, 0.03, -0.01], ddof=1), 0.01])
+    assert table.filter(like="difference").loc["gaal"].isna().all()
+    assert len(variance.markdown(table.reset_index()).splitlines()) == 4
+
+
+def test_one_option_is_changed_at_a_time_from_the_protocols_choice():
+    chosen = Options(image_size=64, epochs=60, augment=True)
+    first, *others = capacity.neighbours(chosen, [32, 64], [0.5, 1, 2])
+    assert first == chosen
+    assert len(others) == 4
+    names = ("image_size", "epochs", "augment")
+    assert all(sum(getattr(one, name) != getattr(chosen, name) for name in names) == 1 for one in others)
 
 
 def test_only_seeds_that_both_have_are_paired():
@@ -738,6 +762,27 @@ def test_table1_trains_what_is_missing_and_nothing_twice(small_set: Path, tmp_pa
     missing = pd.read_csv(tmp_path / "missing-small.csv", index_col="row")
     assert missing.loc["image", "with_table"] == missing.loc["image", "without_table"]
     assert (tmp_path / "missing-small.png").stat().st_size > 10_000
+
+    spread = execute("variance.py", small_set, tmp_path, rows="[concatenation]", trials=1)
+    assert spread.returncode == 0, spread.stderr
+    table = pd.read_csv(tmp_path / "variance-small.csv", index_col="row")
+    assert set(table.index) == {"gaal", "concatenation"}
+    # The digits say which rows are the test, so that another seed of the split changes nothing.
+    assert (table["drawn_deviation"] == table["fixed_deviation"]).all()
+    stored = pd.read_csv(tmp_path / "runs.csv").set_index("set")["configuration"].map(json.loads)
+    assert [line["seed"] for line in stored["small, split of seed 0"]] == [1, 1]
+    assert all(line["split_seed"] == 0 for line in stored["small, split of seed 0"])
+    assert all(line["split_seed"] is None for line in stored["small"])
+
+
+@pytest.mark.slow
+def test_capacity_shows_what_the_image_reaches_with_other_options(small_set: Path, tmp_path: Path):
+    shown = execute("capacity.py", small_set, tmp_path, sizes="[8]", lengths="[2]", seeds=1)
+    assert shown.returncode == 0, shown.stderr
+    table = pd.read_csv(tmp_path / "capacity-small.csv")
+    assert table["epochs"].nunique() == 2
+    assert table["augment"].nunique() == 2
+    assert table[["val_accuracy", "image"]].gt(0).all(axis=None)
 
 
 @pytest.mark.slow
