@@ -21,7 +21,7 @@ from tabular_image.methods.settings import MethodSettings
 from tabular_image.options import Options
 
 # Endings of the sets under the protocols of fixed features, of the small CNN trained to its end, and of a ResNet.
-FEATURES, CNN, RESNET = "-features", "-cnn", "-resnet18"
+ENDINGS = FEATURES, CNN, RESNET = "-features", "-cnn", "-resnet18"
 
 # One protocol for every method: the small CNN and the MLP, 32 pixels, light augmentation, a cosine schedule, and the
 # epoch with the best validation accuracy. Epochs are few, so that a table takes two cores an hour, not a day.

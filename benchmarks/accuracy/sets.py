@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import yaml
-from protocol import CNN, FEATURES, RESNET, SETS, DataSet, data_set, from_yaml
+from protocol import ENDINGS, SETS, DataSet, data_set, from_yaml
 from runs import Machine, Results, opened
 from tabular_image.data.identity import fingerprinted, identity
 from tabular_image.errors import InputError
@@ -30,7 +30,7 @@ def home(sets: Sequence[str]) -> Path:
     """
     if not set(sets) <= SETS.keys():
         return OWN
-    for ending in (FEATURES, CNN, RESNET):
+    for ending in ENDINGS:
         if sets and all(name.endswith(ending) for name in sets):
             return RESULTS / ending.removeprefix("-")
     return RESULTS

@@ -15,6 +15,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from unittest import mock
 
+import against
 import capacity
 import classical
 import missing
@@ -135,6 +136,26 @@ def test_the_spread_of_training_is_told_from_the_spread_of_splitting():
     assert spreads.tolist() == pytest.approx([np.std([0.01, 0.03, -0.01], ddof=1), 0.01])
     assert table.filter(like="difference").loc["gaal"].isna().all()
     assert len(variance.markdown(table.reset_index()).splitlines()) == 4
+
+
+def test_a_row_is_compared_with_every_other_row_on_every_set():
+    one = full_lines(gaal=[0.90, 0.92, 0.91], mla=[0.80, 0.83, 0.81], lfm=[0.9, 0.93, 0.91])
+    two = full_lines(gaal=[0.90], mla=[0.95])
+    tables = [against.differences(runs, "gaal").assign(set=name) for name, runs in (("one", one), ("two-cnn", two))]
+    table = pd.concat(tables).set_index(["measure", "row", "set"])
+    assert len(table) == 2 * 3
+    line = table.loc["accuracy", "mla", "one"]
+    expected = compare(one, dict.fromkeys(["gaal", "mla", "lfm"], "fused"), "gaal").loc["mla"]
+    turned = -expected[["difference", "high", "low"]]
+    assert line["difference"] == pytest.approx(0.0966667, abs=1e-6)
+    assert line[["difference", "low", "high"]].tolist() == pytest.approx(turned.tolist())
+    assert line["p_holm"] == expected["p_holm"]
+    accuracy, balanced = against.markdown(table.reset_index()).replace(table1.SPACE, " ").split("\n\n**Balanced")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in accuracy.splitlines()[2:]]
+    assert rows[0] == ["against", "one", "two"]
+    assert rows[2] == ["MLA", "**+9.7 [+7.8, +11.6]**", "-5.0"]
+    assert rows[3][::2] == ["LFM", "-"]
+    assert len(balanced.splitlines()) == len(accuracy.splitlines())
 
 
 def test_one_option_is_changed_at_a_time_from_the_protocols_choice():
