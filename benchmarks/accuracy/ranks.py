@@ -19,8 +19,10 @@ from jsonargparse.typing import OpenUnitInterval
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from output import command, write
+from protocol import ROWS
 from scipy import stats
 from sets import home
+from tabular_image.files import replacing
 from tabular_image.style import VERMILLION, WIDTH, styled
 
 MEASURES = {"accuracy": "accuracy", "balanced": "balanced accuracy"}
@@ -54,7 +56,10 @@ def main(
             f"\n{MEASURES[measure]}: Friedman's chi squared {first['friedman']:.2f}, p {first['p']:.3g}; critical "
             f"difference {first['critical_difference']:.2f}\n{part[['row', 'rank', *names]].to_string(index=False)}"
         )
-    write(ranked, _draw(ranked, names), Path(out or folder) / "ranks")
+    path = Path(out or folder) / "ranks"
+    write(ranked, _draw(ranked, names), path)
+    with replacing(path.with_suffix(".md")) as temporary:
+        temporary.write_text(markdown(ranked) + "\n")
 
 
 def ranks(summaries: dict[str, pd.DataFrame], rows: Sequence[str] | None = None, level: float = 0.05) -> pd.DataFrame:
@@ -97,6 +102,19 @@ def ranks(summaries: dict[str, pd.DataFrame], rows: Sequence[str] | None = None,
         critical = critical_difference(*figures.shape, level)
         parts.append(part.assign(friedman=friedman.statistic, p=friedman.pvalue, critical_difference=critical))
     return pd.concat(parts, ignore_index=True)
+
+
+def markdown(ranked: pd.DataFrame) -> str:
+    """The mean ranks in Markdown, the best row by accuracy first, and what the tests say of them."""
+    wide = ranked.pivot(index="row", columns="measure", values="rank")[list(MEASURES)].sort_values("accuracy")
+    wide.index = pd.Index([ROWS[row].label if row in ROWS else row for row in wide.index], name="method")
+    wide.columns = [f"rank by {words}" for words in MEASURES.values()]
+    first = ranked.drop_duplicates("measure").set_index("measure")
+    chances = " and ".join(f"{first.loc[measure, 'p']:.2f} by {words}" for measure, words in MEASURES.items())
+    return (
+        f"{wide.round(2).to_markdown()}\n\nFriedman's test has a p of {chances}. Nemenyi's critical difference is "
+        f"{first['critical_difference'].iloc[0]:.1f} ranks."
+    )
 
 
 def critical_difference(rows: int, sets: int, level: float = 0.05) -> float:

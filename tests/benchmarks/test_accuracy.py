@@ -312,6 +312,9 @@ def test_ranks_of_the_tables_of_two_sets(tmp_path: Path, monkeypatch: pytest.Mon
     runpy.run_path(str(ACCURACY / "ranks.py"), run_name="__main__")
     assert pd.read_csv(tmp_path / "ranks.csv")["rank"].tolist() == [1.5, 2, 2.5] * 2
     assert (tmp_path / "ranks.png").stat().st_size > 10_000
+    written = (tmp_path / "ranks.md").read_text()
+    assert [line.split("|")[1].strip() for line in written.splitlines()[2:5]] == ["GAAL (paper)", "LFM", "MLA"]
+    assert "p of 0.61 by accuracy and 0.61 by balanced accuracy" in written
     monkeypatch.setattr(sys, "argv", [*words[:2], "[one, three]", *words[3:]])
     with pytest.raises(SystemExit, match=r"table1-three.csv does not exist; run table1.py"):
         runpy.run_path(str(ACCURACY / "ranks.py"), run_name="__main__")
