@@ -79,10 +79,18 @@ def pieces() -> str:
         "gaal-joint-own": ("yes", "own head", "calibrated"),
         "gaal-joint-own-encoders": ("yes", "own head, encoders", "calibrated"),
     }
-    sets = ("leaves100-texture", "leaves100-margin", "fashion", "houses")
-    columns = [_accuracies(name) for name in sets]
-    lines = [(*kind, *(f"{column[row]:.3f}" for column in columns)) for row, kind in rows.items()]
-    return _table(("surgery", "joint turn", "fusion", *(name.removeprefix("leaves100-") for name in sets)), lines)
+    return _by_set(("surgery", "joint turn", "fusion"), rows)
+
+
+def gate() -> str:
+    """Accuracies of one modality, by a network and by a classical model, from the committed results."""
+    rows = {
+        "image": ("MLP on the features",),
+        "logistic-image": ("logistic regression on the features",),
+        "table": ("MLP on the table",),
+        "boosting-table": ("gradient boosting on the table",),
+    }
+    return _by_set(("one modality",), rows)
 
 
 def methods() -> str:
@@ -128,6 +136,14 @@ def prepared_datasets() -> str:
     return _table(("`--dataset`", "data set", "archives", "size", "image and table"), rows)
 
 
+def _by_set(header: tuple[str, ...], rows: dict[str, tuple[str, ...]]) -> str:
+    """A table of accuracies on fixed features: rows by name with their first cells, then a column for each set."""
+    sets = ("leaves100-texture", "leaves100-margin", "fashion", "houses")
+    columns = [_accuracies(name) for name in sets]
+    lines = [(*cells, *(f"{column[row]:.3f}" for column in columns)) for row, cells in rows.items()]
+    return _table((*header, *(name.removeprefix("leaves100-") for name in sets)), lines)
+
+
 def _accuracies(name: str) -> dict[str, float]:
     """The committed accuracy of every row on a set, on fixed features."""
     path = ROOT / f"benchmarks/accuracy/results/features/table1-{name}-features.csv"
@@ -142,7 +158,7 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 BLOCKS: dict[str, Callable[..., str]] = {
     function.__name__: function
-    for function in (excerpt, file, include, overview, pieces, methods, datasets, prepared_datasets)
+    for function in (excerpt, file, include, overview, pieces, gate, methods, datasets, prepared_datasets)
 }
 
 

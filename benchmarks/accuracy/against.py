@@ -20,7 +20,6 @@ from ranks import MEASURES
 from runs import Machine
 from sets import begun, home
 from table1 import SPACE, chosen_runs
-from tabular_image.files import replacing
 
 _LEVEL = 0.05
 _COLUMNS = {"accuracy": "fused", "balanced": "balanced_accuracy"}  # of a results file, by measure
@@ -59,10 +58,7 @@ def main(
         )
     if table.empty:
         raise SystemExit(f"error: no set has runs of {of} and of another row; run table1.py first")
-    path = Path(out or home(sets)) / f"against-{of}"
-    write(table, None, path)
-    with replacing(path.with_suffix(".md")) as temporary:
-        temporary.write_text(markdown(table) + "\n")
+    write(table, None, Path(out or home(sets)) / f"against-{of}", markdown(table))
     print(f"\n{markdown(table)}\n")
 
 

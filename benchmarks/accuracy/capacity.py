@@ -1,6 +1,6 @@
 """Size of the pictures, length and augmentation of the training: what the image alone reaches on the validation rows.
 
-The protocol of the small CNN that is trained to its end takes these three options from this table. The validation rows
+The protocol of the small CNN that is trained for longer takes these three options from this table. The validation rows
 alone decide, before any fused row is trained, and all rows of the protocol share the choice. The command changes one
 option at a time from the protocol's choice. The table therefore also shows whether larger pictures or a longer training
 would still gain. The test accuracy stands beside the validation accuracy, and decides nothing.
@@ -62,8 +62,8 @@ def main(
                 for one, runs in candidates
                 for lines in [finished.table(runs)]
             )
-            print(f"\n{which.name}\n{table.to_string(index=False)}")
-            write(table, None, Path(out or home(sets)) / f"capacity-{which.name}")
+            write(table, None, Path(out or home(sets)) / f"capacity-{which.name}", markdown(table))
+            print(f"\n{which.name}\n{markdown(table)}\n")
 
 
 def neighbours(options: Options, sizes: Sequence[int], lengths: Sequence[float]) -> list[Options]:
@@ -73,6 +73,19 @@ def neighbours(options: Options, sizes: Sequence[int], lengths: Sequence[float])
     changes += [{"augment": not options.augment}]
     others = [replace(options, **change) for change in changes]
     return [options, *(other for other in others if other != options)]
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table in Markdown, the protocol's choice first."""
+    columns = {
+        "pixels": table["image_size"].astype(str),
+        "epochs": table["epochs"].astype(str),
+        "augmentation": table["augment"].map({True: "yes", False: "no"}),
+        "validation accuracy": table["val_accuracy"].map("{:.3f}".format),
+        "test accuracy": table["image"].map("{:.3f}".format),
+        "best epoch": table["best_epoch"].map("{:.0f}".format),
+    }
+    return pd.DataFrame(columns).to_markdown(index=False, disable_numparse=True)
 
 
 if __name__ == "__main__":

@@ -42,13 +42,16 @@ def telling_errors() -> Iterator[None]:
         raise SystemExit(130) from None
 
 
-def write(table: pd.DataFrame, figure: Figure | None, path: Path) -> None:
-    """Writes `path`.csv, and `path`.png where there is a figure."""
+def write(table: pd.DataFrame, figure: Figure | None, path: Path, markdown: str = "") -> None:
+    """Writes `path`.csv, `path`.png where there is a figure, and `path`.md where there is Markdown."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path.with_suffix(".csv")) as temporary:
         table.round(6).to_csv(temporary, index=False, lineterminator="\n")
     if figure is not None:
         save(figure, path.with_suffix(".png"))
+    if markdown:
+        with replacing(path.with_suffix(".md")) as temporary:
+            temporary.write_text(markdown + "\n", encoding="utf-8")
     print(f"written: {path.with_suffix('.csv')}" + (f" and {path.with_suffix('.png')}" if figure is not None else ""))
 
 

@@ -20,7 +20,7 @@ from tabular_image.methods import METHODS, SETTINGS
 from tabular_image.methods.settings import MethodSettings
 from tabular_image.options import Options
 
-# Endings of the sets under the protocols of fixed features, of the small CNN trained to its end, and of a ResNet.
+# Endings of the sets under the protocols of fixed features, of the small CNN trained for longer, and of a ResNet.
 ENDINGS = FEATURES, CNN, RESNET = "-features", "-cnn", "-resnet18"
 
 # One protocol for every method: the small CNN and the MLP, 32 pixels, light augmentation, a cosine schedule, and the
@@ -45,11 +45,10 @@ SETS |= {
     f"{name}{FEATURES}": SETS[name] | _FEATURES | ({"epochs": _LONGER[name]} if name in _LONGER else {})
     for name in ("leaves100-texture", "leaves100-margin", "fashion", "houses")
 }
-# These sets with the small CNN, trained until it no longer improves. `capacity.py` chose the size of the pictures and
-# the epochs, by the validation rows of the image alone.
+# The leaves with the small CNN on larger pictures and for longer, where the image alone is level with classical features.
+# `capacity.py` chose the size of the pictures and the augmentation, by the validation rows of the image alone.
 SETS |= {
-    f"{name}{CNN}": SETS[name] | {"image_size": 64, "epochs": epochs}
-    for name, epochs in (("leaves100-texture", 60), ("leaves100-margin", 60), ("fashion", 20), ("houses", 60))
+    f"{name}{CNN}": SETS[name] | {"image_size": 64, "epochs": 60} for name in ("leaves100-texture", "leaves100-margin")
 }
 # Three sets with a ResNet-18 from random weights, for a GPU: on a CPU a run takes hours.
 _RESNET: dict[str, Any] = {"image_encoder": "resnet18", "image_size": 64}

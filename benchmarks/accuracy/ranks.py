@@ -22,7 +22,6 @@ from output import command, write
 from protocol import ROWS
 from scipy import stats
 from sets import home
-from tabular_image.files import replacing
 from tabular_image.style import VERMILLION, WIDTH, styled
 
 MEASURES = {"accuracy": "accuracy", "balanced": "balanced accuracy"}
@@ -56,10 +55,7 @@ def main(
             f"\n{MEASURES[measure]}: Friedman's chi squared {first['friedman']:.2f}, p {first['p']:.3g}; critical "
             f"difference {first['critical_difference']:.2f}\n{part[['row', 'rank', *names]].to_string(index=False)}"
         )
-    path = Path(out or folder) / "ranks"
-    write(ranked, _draw(ranked, names), path)
-    with replacing(path.with_suffix(".md")) as temporary:
-        temporary.write_text(markdown(ranked) + "\n")
+    write(ranked, _draw(ranked, names), Path(out or folder) / "ranks", markdown(ranked))
 
 
 def ranks(summaries: dict[str, pd.DataFrame], rows: Sequence[str] | None = None, level: float = 0.05) -> pd.DataFrame:

@@ -26,7 +26,7 @@ _CARRYING_OUT = ("data_root", "accelerator", "workers", "threads", "out", "pictu
 def home(sets: Sequence[str]) -> Path:
     """The folder of results and tables: in the checkout for the protocol's sets, else below the current folder.
 
-    The protocols of fixed features, of the small CNN trained to its end, and of ResNets have folders of their own.
+    The protocols of fixed features, of the small CNN trained for longer, and of ResNets have folders of their own.
     """
     if not set(sets) <= SETS.keys():
         return OWN

@@ -21,7 +21,6 @@ from output import command, write
 from protocol import RECIPES, REFERENCE, ROWS, DataSet, Search, known_rows, paper_figures, repeated
 from runs import FUSIONS, Machine, Results, Run, complete
 from sets import begun, home
-from tabular_image.files import replacing
 
 _PAIRED = ("difference", "low", "high", "p", "p_holm")  # columns of `compare` that balanced accuracy has too
 _LEVEL = 0.05
@@ -62,10 +61,7 @@ def main(
                 print(f"{which.name}: no run on these data is finished; give --train true to train")
                 continue
             summary = summarise(table).round(6)  # rounded as in the CSV file, so that CSV and Markdown agree
-            path = Path(out or home(sets)) / f"table1-{which.name}"
-            write(summary.reset_index(), None, path)
-            with replacing(path.with_suffix(".md")) as temporary:
-                temporary.write_text(markdown(summary) + "\n")
+            write(summary.reset_index(), None, Path(out or home(sets)) / f"table1-{which.name}", markdown(summary))
             print(f"\n{which.name}: {len(table)} of {len(runs)} runs\n{markdown(summary)}\n")
 
 

@@ -13,10 +13,9 @@ from typing import Any, Literal
 
 import pandas as pd
 import runs  # noqa: F401 - makes tabular_image importable
-from output import command
+from output import command, write
 from protocol import ROWS
 from sklearn.ensemble import HistGradientBoostingRegressor
-from tabular_image.files import replacing
 from tabular_image.methods import SETTINGS
 from tabular_image.options import Options
 from tabular_image.run import build_data, read_samples, run
@@ -72,11 +71,7 @@ def main(
         if which == "houses":
             lines.append({"row": "boosting on the table", "fold": fold} | boosting(Options(**given)))
     table = pd.DataFrame(lines)
-    out.mkdir(parents=True, exist_ok=True)
-    with replacing(out / f"{which}.csv") as temporary:
-        table.round(6).to_csv(temporary, index=False, lineterminator="\n")
-    with replacing(out / f"{which}.md") as temporary:
-        temporary.write_text(markdown(table) + "\n", encoding="utf-8")
+    write(table, None, out / which, markdown(table))
     print(markdown(table))
 
 

@@ -18,7 +18,6 @@ from protocol import RECIPES, REFERENCE, ROWS, known_rows
 from runs import Machine, Run, complete
 from sets import begun, home
 from table1 import SPACE, chosen_runs
-from tabular_image.files import replacing
 
 SPLIT = 0
 
@@ -57,10 +56,7 @@ def main(
             fixed = [with_fixed_split(run) for run in drawn]
             complete([*drawn, *fixed], finished, machine)
             table = summarise(finished.table(drawn), finished.table(fixed))
-            path = Path(out or home(sets)) / f"variance-{which.name}"
-            write(table, None, path)
-            with replacing(path.with_suffix(".md")) as temporary:
-                temporary.write_text(markdown(table) + "\n")
+            write(table, None, Path(out or home(sets)) / f"variance-{which.name}", markdown(table))
             print(f"\n{which.name}\n{markdown(table)}\n")
 
 

@@ -508,9 +508,9 @@ def test_the_committed_results_have_todays_options_and_are_found(tmp_path: Path)
                 assert all(run in finished for run in (runs[:1] if ROWS[row].searched else runs))
 
 
-@pytest.mark.parametrize("name", [name for name in SETS if name.endswith(FEATURES)])
-def test_the_committed_tables_on_features_are_made_of_the_committed_runs(name: str, tmp_path: Path):
-    folder = RESULTS / "features"
+@pytest.mark.parametrize("name", ["leaves100-texture-cnn", *(name for name in SETS if name.endswith(FEATURES))])
+def test_the_committed_tables_are_made_of_the_committed_runs(name: str, tmp_path: Path):
+    folder = home([name])
     committed = pd.read_csv(folder / f"table1-{name}.csv", index_col="row")
     nowhere = Machine(data_root=str(tmp_path))
     with begun([name], str(folder / "runs.csv"), str(tmp_path), nowhere, [], train=False) as ((which,), finished):
@@ -519,6 +519,15 @@ def test_the_committed_tables_on_features_are_made_of_the_committed_runs(name: s
     assert sorted(summary.index) == sorted(committed.index)
     figures = ["runs", "accuracy", "deviation", "balanced", "difference", "low", "high", "p_holm", "best_p_holm"]
     pd.testing.assert_frame_equal(summary.loc[committed.index, figures], committed[figures], atol=1e-6)
+
+
+def test_the_committed_comparison_is_made_of_the_committed_runs(tmp_path: Path):
+    folder, of = RESULTS / "features", "alternating-calibrated"
+    committed = pd.read_csv(folder / f"against-{of}.csv")
+    sets, rows = list(committed["set"].unique()), list(committed["row"].unique())
+    stored = {"results": str(folder / "runs.csv"), "out": str(tmp_path), "data_root": str(tmp_path)}
+    against.main(sets, of, rows, seeds=20, **stored)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / f"against-{of}.csv"), committed, atol=1e-6)
 
 
 def test_figures_that_are_not_defined_stay_empty(tmp_path: Path):
