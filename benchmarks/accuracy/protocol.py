@@ -45,7 +45,7 @@ SETS |= {
     f"{name}{FEATURES}": SETS[name] | _FEATURES | ({"epochs": _LONGER[name]} if name in _LONGER else {})
     for name in ("leaves100-texture", "leaves100-margin", "fashion", "houses")
 }
-# The leaves with the small CNN on larger pictures and for longer, where the image alone is level with classical features.
+# The leaves with larger pictures and a longer training, which make the image alone level with classical features.
 # `capacity.py` chose the size of the pictures and the augmentation, by the validation rows of the image alone.
 SETS |= {
     f"{name}{CNN}": SETS[name] | {"image_size": 64, "epochs": 60} for name in ("leaves100-texture", "leaves100-margin")
