@@ -58,7 +58,7 @@ def overview() -> str:
         "table": "table alone",
         "concatenation": "concatenation",
         "gaal": "GAAL (paper)",
-        "alternating-calibrated": "recommended",
+        "gaal-joint-own-encoders": "recommended",
     }
     lines = []
     for name, title in sets.items():

@@ -27,7 +27,7 @@ _COLUMNS = {"accuracy": "fused", "balanced": "balanced_accuracy"}  # of a result
 
 def main(
     sets: Sequence[str] = ("leaves100-texture", "leaves100-margin", "fashion", "houses"),
-    of: str = "alternating-calibrated",
+    of: str = "gaal-joint-own-encoders",
     rows: list[str] | None = None,
     seeds: PositiveInt = 5,
     trials: PositiveInt = 3,

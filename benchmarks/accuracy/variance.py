@@ -24,13 +24,7 @@ SPLIT = 0
 
 def main(
     sets: Sequence[str] = ("fashion-features",),
-    rows: Sequence[str] = (
-        "concatenation",
-        "mmpareto",
-        "gaal",
-        "alternating-calibrated",
-        "alternating-joint-own-encoders",
-    ),
+    rows: Sequence[str] = ("concatenation", "mmpareto", "gaal", "alternating-calibrated", "gaal-joint-own-encoders"),
     seeds: PositiveInt = 20,
     trials: PositiveInt = 3,
     results: str | None = None,

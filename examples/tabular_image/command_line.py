@@ -146,7 +146,7 @@ def _line() -> CommandLine:
         [
             "",
             "--dataset csv --path pets.csv --image_column photo --target_column kind",
-            "--dataset leaves100 --method alternating --fusion calibrated",
+            "--dataset leaves100 --method gaal_joint --fusion calibrated",
         ],
         short={"lr": "learning_rate"},
     )

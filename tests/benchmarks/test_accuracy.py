@@ -522,7 +522,7 @@ def test_the_committed_tables_are_made_of_the_committed_runs(name: str, tmp_path
 
 
 def test_the_committed_comparison_is_made_of_the_committed_runs(tmp_path: Path):
-    folder, of = RESULTS / "features", "alternating-calibrated"
+    folder, of = RESULTS / "features", "gaal-joint-own-encoders"
     committed = pd.read_csv(folder / f"against-{of}.csv")
     sets, rows = list(committed["set"].unique()), list(committed["row"].unique())
     stored = {"results": str(folder / "runs.csv"), "out": str(tmp_path), "data_root": str(tmp_path)}
