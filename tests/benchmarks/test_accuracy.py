@@ -485,14 +485,8 @@ def test_the_committed_results_have_todays_options_and_are_found(tmp_path: Path)
         method = configuration["method"]
         today = Options(method=method, settings=SETTINGS[method]()).configuration()
         renamed = {"charms.interval"} if method == "charms" else set()
-        later = {
-            "task",
-            "log_target",
-            "class_weights",
-            "select",
-            "table_encoder",
-            "split_seed",
-        }  # read with their defaults
+        # Later options are read with their defaults.
+        later = {"task", "log_target", "class_weights", "select", "table_encoder", "split_seed"}
         assert configuration.keys() - renamed - later == today.keys() - {"charms.pairings"} - later | {"data"}
     trained_image_first = ("alternating", "gaal", "gaal_joint", "gaal_star")
     older = {name for name, row in ROWS.items() if row.method in trained_image_first}  # or not at all

@@ -415,24 +415,21 @@ def test_a_second_run_gets_a_folder_with_a_number(arguments, tmp_path, monkeypat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [[sys.executable], TORCHRUN])
-def test_processes_agree_on_a_folder(launcher, arguments, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert train.main(without_out(arguments("left-out"))) == 0
+def test_processes_agree_on_a_folder(launcher, arguments, tmp_path):
     words = [*launcher, str(SCRIPT), *without_out(arguments("left-out", devices=2, batch_size=8))]
-    second = subprocess.run(words, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True)
-    folders = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    settings = {"env": ENVIRONMENT, "cwd": tmp_path, "capture_output": True, "text": True}
+    assert subprocess.run(words, **settings).returncode == 0
+    second = subprocess.run(words, **settings)
     if launcher is TORCHRUN:
         assert second.returncode != 0
         assert (
             "runs/csv-gaal-seed0 already holds a run; give --resume true to continue it, or another --out"
             in second.stderr
         )
-        assert folders == ["csv-gaal-seed0"]
         return
     assert second.returncode == 0, second.stderr
-    assert folders == ["csv-gaal-seed0", "csv-gaal-seed0-2"]
-    left = [{path.name for path in (tmp_path / "runs" / name).iterdir()} for name in folders]
-    assert left[0] == left[1]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["csv-gaal-seed0", "csv-gaal-seed0-2"]
+    assert_same_run(*sorted((tmp_path / "runs").iterdir()))
 
 
 # Signals.
