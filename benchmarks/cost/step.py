@@ -3,7 +3,8 @@
 A turn is one step in which a modality trains its encoder and the shared head. A round is one turn of every modality.
 One modality has an image encoder, every other modality a table MLP, and all share a Linear head. The library's recipes
 are compared with a joint step, plain alternation, the order of work in the authors' released code, and TorchJD's
-aggregators on the head's gradients. A second table has the time that surgery adds to each turn.
+aggregators on the head's gradients. One way adds a joint turn, as the pipeline's `gaal_joint` does. A second table has
+the time that surgery adds to each turn.
 """
 
 from __future__ import annotations
@@ -54,7 +55,16 @@ class Rounds:
         self.batch = {name: torch.randn(size.batch, COLUMNS, device=device) for name in tables}
         self.batch["image"] = torch.randn(size.batch, 3, image_size, image_size, device=device)
         self.target = torch.randint(size.classes, (size.batch,), device=device)
-        self.adam = torch.optim.Adam([*self.encoders.parameters(), *self.head.parameters()], lr=1e-4)
+        self.joint_network = nn.Sequential(
+            nn.Linear(size.modalities * image.width, image.width),
+            nn.BatchNorm1d(image.width),
+            nn.ReLU(),
+            nn.Dropout(),
+            nn.Linear(image.width, image.width),
+            nn.Linear(image.width, size.classes),
+        ).to(device)
+        self.trained = nn.ModuleList([self.encoders, self.head, self.joint_network])
+        self.adam = torch.optim.Adam(self.trained.parameters(), lr=1e-4)
 
     def ways(self) -> dict[str, Work]:
         """The ways to train by name. Each way that has guides has an alternator of its own."""
@@ -63,6 +73,7 @@ class Rounds:
             "plain": partial(self.alternate, self._wrapper(), None),
             "fresh": partial(self.alternate, self._wrapper(), "fresh"),
             "fresh, run anew": partial(self.alternate, self._wrapper(), "run anew"),
+            "fresh, joint turn": partial(self.alternate_with_joint_turn, self._wrapper()),
             "cached": partial(self.alternate, self._wrapper(), "cached"),
             "update, fresh": partial(self.alternate, self._wrapper(align="update"), "fresh"),
             "update, cached": partial(self.alternate, self._wrapper(align="update"), "cached"),
@@ -93,6 +104,13 @@ class Rounds:
             if guidance == "cached":
                 optimizer.guide(turn.modality, own, self.target)
             optimizer.zero_grad()
+
+    def alternate_with_joint_turn(self, optimizer: GradientAlignedAlternator) -> None:
+        """Fresh guides, then the turn of a network on all features. This turn has a head of its own and no guides."""
+        self.alternate(optimizer, "fresh")
+        features = torch.cat([self._features(modality) for modality in self.encoders], dim=1)
+        F.cross_entropy(self.joint_network(features), self.target).backward()
+        self._step()
 
     def authors(self) -> None:
         """The order of work of the released code.

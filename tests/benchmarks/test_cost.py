@@ -62,6 +62,7 @@ def test_steps(tmp_path: Path):
         "plain",
         "fresh",
         "fresh, run anew",
+        "fresh, joint turn",
         "cached",
         "update, fresh",
         "authors",
@@ -83,6 +84,16 @@ def test_guided_ways_have_guides_and_others_have_none():
         if isinstance(getattr(way, "args", [None])[0], step.GradientAlignedAlternator):
             way()
             assert bool(way.args[0].stats.guides) == (name != "plain")
+
+
+def test_the_joint_turn_trains_every_part():
+    rounds = step.Rounds(step.Size("small", 4, 5, 3), image_size=16, device=CPU)
+    ways = rounds.ways()
+    for way, parts in ("fresh", [rounds.encoders, rounds.head]), ("fresh, joint turn", rounds.trained):
+        before = [parameter.clone() for parameter in rounds.trained.parameters()]
+        ways[way]()
+        moved = [not torch.equal(*pair) for pair in zip(rounds.trained.parameters(), before, strict=True)]
+        assert sum(moved) == sum(len(list(part.parameters())) for part in parts), way
 
 
 @pytest.mark.slow
