@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 from jsonargparse.typing import PositiveInt
 from output import command, write
-from protocol import CNN, RECIPES, ROWS, SETS, repeated, row_options
+from protocol import CNN, ROWS, SETS, known_recipe, repeated, row_options
 from runs import Machine, complete
 from sets import begun, home
 from tabular_image.options import Options
@@ -43,11 +43,10 @@ def main(
         out: folder of the tables; None takes the folder of the sets' results.
         machine: how the runs are carried out.
     """
-    if recipe not in RECIPES:
-        raise SystemExit(f"error: there is no recipe {recipe!r}; choose from {', '.join(RECIPES)}")
+    how = known_recipe(recipe)
     with begun(sets, results, out, machine, [recipe]) as (chosen, finished):
         for which in chosen:
-            options = row_options(which.options, ROWS["image"], **RECIPES[recipe])
+            options = row_options(which.options, ROWS["image"], **how)
             candidates = [(one, repeated(which, "image", one, seeds)) for one in neighbours(options, sizes, lengths)]
             complete([run for _, runs in candidates for run in runs], finished, machine)
             table = pd.DataFrame(

@@ -169,6 +169,17 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
+def known_recipe(name: str) -> dict[str, Any]:
+    """The options of a recipe.
+
+    Raises:
+        SystemExit: There is no such recipe.
+    """
+    if name not in RECIPES:
+        raise SystemExit(f"error: there is no recipe {name!r}; choose from {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
 @dataclass(frozen=True)
 class DataSet:
     """A data set of a command.

@@ -10,7 +10,7 @@ import pandas as pd
 from jsonargparse.typing import PositiveInt
 from matplotlib.figure import Figure
 from output import write
-from protocol import RECIPES, Row, repeated, row_options
+from protocol import Row, known_recipe, repeated, row_options
 from runs import Machine, Run, complete
 from sets import begun, home
 
@@ -40,16 +40,13 @@ class Study:
             rows: variants by name.
             needs: a file that every run's folder must also hold, such as `metrics.csv`.
         """
-        if self.recipe not in RECIPES:
-            raise SystemExit(f"error: there is no recipe {self.recipe!r}; choose from {', '.join(RECIPES)}")
+        how = known_recipe(self.recipe)
         with begun(self.sets, self.results, self.out, self.machine, [self.recipe]) as (chosen, finished):
             for which in chosen:
                 runs = [
                     run
                     for name, row in rows.items()
-                    for run in repeated(
-                        which, name, row_options(which.options, row, **RECIPES[self.recipe]), self.seeds
-                    )
+                    for run in repeated(which, name, row_options(which.options, row, **how), self.seeds)
                 ]
                 complete(runs, finished, self.machine, needs)
                 yield which.name, runs, finished.table(runs)

@@ -43,6 +43,8 @@ def main(
         out: folder of the tables; None as for table1.
         machine: how the runs are carried out.
     """
+    if seeds < 2:
+        raise SystemExit("error: one seed has no spread; give --seeds 2 or more")
     names = list(dict.fromkeys([*known_rows(rows), REFERENCE["fused"]]))
     with begun(sets, results, out, machine, list(RECIPES)[:trials]) as (chosen, finished):
         for which in chosen:

@@ -82,7 +82,7 @@ class Options:
     """Fold that is the test. Folds are counted from 0."""
     split_seed: NonNegativeInt | None = None
     """Seed of the splits. Runs with one --split_seed have the same test rows, whatever their --seed. The default is
-    --seed."""
+    --seed. Test rows that the data set itself names stay the test."""
 
     method: str = "gaal"
     """Method to train."""

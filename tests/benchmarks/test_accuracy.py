@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from unittest import mock
@@ -106,6 +107,19 @@ def lines(**accuracies: list[float]) -> pd.DataFrame:
             for seed, value in enumerate(values)
         ]
     )
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (lambda: variance.main(seeds=1), "one seed has no spread; give --seeds 2 or more"),
+        (lambda: capacity.main(recipe="adam 1"), "no recipe 'adam 1'; choose from adamw 0.003, "),
+        (lambda: next(iter(Study(recipe="adam 1").completed({}))), "no recipe 'adam 1'; choose from adamw 0.003, "),
+    ],
+)
+def test_a_command_that_cannot_be_carried_out_says_why(command: Callable[[], object], words: str):
+    with pytest.raises(SystemExit, match=rf"^error: .*{words}"):
+        command()
 
 
 def test_rows_are_ranked_and_tested_against_the_reference():
