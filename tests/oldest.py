@@ -39,7 +39,9 @@ def main() -> None:
     venv.create(folder, clear=True, with_pip=True)
     python = folder.resolve() / ("Scripts" if sys.platform == "win32" else "bin") / "python"
     # What is imported is what was installed: neither the clone nor the working folder is on any process's path.
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"PYTHONSAFEPATH": "1"}
+    # pip compiles nothing, so that the first process which imports a module has to keep the bytecode for the others.
+    left_out = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+    environment = {name: value for name, value in os.environ.items() if name not in left_out} | {"PYTHONSAFEPATH": "1"}
     library, plot = lowest_versions()
 
     with tempfile.TemporaryDirectory() as place:
