@@ -516,7 +516,9 @@ def test_the_committed_results_have_todays_options_and_are_found(tmp_path: Path)
                 assert all(run in finished for run in (runs[:1] if ROWS[row].searched else runs))
 
 
-@pytest.mark.parametrize("name", [*(name for name in SETS if name.endswith(FEATURES)), "leaves100-texture-cnn"])
+@pytest.mark.parametrize(
+    "name", [*(name for name in SETS if name.endswith(FEATURES)), "leaves100-texture-cnn", "houses-cnn"]
+)
 def test_the_committed_tables_are_made_of_the_committed_runs(name: str, tmp_path: Path):
     folder = home([name])
     committed = pd.read_csv(folder / f"table1-{name}.csv", index_col="row")
