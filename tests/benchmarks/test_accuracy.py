@@ -32,7 +32,19 @@ from comparison import compare, corrected_interval, corrected_paired_test, detec
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from protocol import FEATURES, RECIPES, ROWS, SETS, DataSet, Search, data_set, paper_figures, repeated, row_options
+from protocol import (
+    CNN,
+    FEATURES,
+    RECIPES,
+    ROWS,
+    SETS,
+    DataSet,
+    Search,
+    data_set,
+    paper_figures,
+    repeated,
+    row_options,
+)
 from runs import COLUMNS, Machine, Results, Run, complete, figures_of, opened
 from scipy.stats import ttest_1samp, ttest_rel
 from sets import OWN, RESULTS, begun, home
@@ -516,9 +528,7 @@ def test_the_committed_results_have_todays_options_and_are_found(tmp_path: Path)
                 assert all(run in finished for run in (runs[:1] if ROWS[row].searched else runs))
 
 
-@pytest.mark.parametrize(
-    "name", [*(name for name in SETS if name.endswith(FEATURES)), "leaves100-texture-cnn", "houses-cnn"]
-)
+@pytest.mark.parametrize("name", [name for name in SETS if name.endswith((FEATURES, CNN))])
 def test_the_committed_tables_are_made_of_the_committed_runs(name: str, tmp_path: Path):
     folder = home([name])
     committed = pd.read_csv(folder / f"table1-{name}.csv", index_col="row")
@@ -531,8 +541,16 @@ def test_the_committed_tables_are_made_of_the_committed_runs(name: str, tmp_path
     pd.testing.assert_frame_equal(summary.loc[committed.index, figures], committed[figures], atol=1e-6)
 
 
-def test_the_committed_comparison_is_made_of_the_committed_runs(tmp_path: Path):
-    folder, of = RESULTS / "features", "gaal-joint-own-encoders"
+@pytest.mark.parametrize("ending", [FEATURES, CNN])
+def test_the_committed_ranks_are_made_of_the_committed_tables(ending: str, tmp_path: Path):
+    sets = [name for name in SETS if name.endswith(ending)]
+    ranks.main(sets, out=str(tmp_path))
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "ranks.csv"), pd.read_csv(home(sets) / "ranks.csv"))
+
+
+@pytest.mark.parametrize("ending", [FEATURES, CNN])
+def test_the_committed_comparison_is_made_of_the_committed_runs(ending: str, tmp_path: Path):
+    folder, of = RESULTS / ending.removeprefix("-"), "gaal-joint-own-encoders"
     committed = pd.read_csv(folder / f"against-{of}.csv")
     sets, rows = list(committed["set"].unique()), list(committed["row"].unique())
     stored = {"results": str(folder / "runs.csv"), "out": str(tmp_path), "data_root": str(tmp_path)}
