@@ -136,6 +136,9 @@ _VARIANTS: dict[str, dict[str, Row]] = {
         "gaal-joint-encoders": _joint(f"{_JOINT}, encoders", gradient="encoders"),
         "gaal-joint-own": _joint(f"{_JOINT}, own head", head="own"),
         "gaal-joint-own-encoders": _joint(f"{_JOINT}, own head, encoders", head="own", gradient="encoders"),
+        "gaal-joint-balanced": _joint(
+            f"{_JOINT}, own head, encoders, class weights", head="own", gradient="encoders", **_BALANCED
+        ),
         "alternating-joint": _without_surgery(_joint(_JOINT_ALONE)),
         "alternating-joint-own-encoders": _without_surgery(
             _joint(f"{_JOINT_ALONE}, own head, encoders", head="own", gradient="encoders")

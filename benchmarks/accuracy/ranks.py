@@ -149,7 +149,7 @@ def _draw(ranked: pd.DataFrame, sets: Sequence[str]) -> Figure:
         _diagram(axes, part)
         axes.set_title(f"mean rank in {MEASURES[measure]}, Friedman's p {part['p'].iloc[0]:.2g}", fontsize="medium")
     title = f"{', '.join(sets)}; a bar joins rows that are no further apart"
-    figure.suptitle(textwrap.fill(title, 70), fontsize="medium")
+    figure.suptitle(textwrap.fill(title, 70, break_on_hyphens=False), fontsize="medium")
     return figure
 
 
