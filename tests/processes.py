@@ -92,6 +92,7 @@ def _call(store, rank, count, function, args):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     report = store.with_name(f"report{rank}").open("w")  # open for as long as the process may crash
+    faulthandler.disable()  # Lightning takes the handlers off behind faulthandler's back, which would not enable twice
     faulthandler.enable(report)
     faulthandler.dump_traceback_later(PATIENCE, exit=True, file=report)
     dist.init_process_group(
