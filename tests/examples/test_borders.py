@@ -415,21 +415,25 @@ def test_a_second_run_gets_a_folder_with_a_number(arguments, tmp_path, monkeypat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [[sys.executable], TORCHRUN])
-def test_processes_agree_on_a_folder(launcher, arguments, tmp_path):
-    words = [*launcher, str(SCRIPT), *without_out(arguments("left-out", devices=2, batch_size=8))]
-    settings = {"env": ENVIRONMENT, "cwd": tmp_path, "capture_output": True, "text": True}
-    assert subprocess.run(words, **settings).returncode == 0
-    second = subprocess.run(words, **settings)
+def test_processes_agree_on_a_folder(launcher, arguments, finished, tmp_path):
+    first, second = (tmp_path / "runs" / name for name in ("csv-gaal-seed0", "csv-gaal-seed0-2"))
+    shutil.copytree(finished, first)
+    before = {path.name: path.read_bytes() for path in first.iterdir()}
+    done = subprocess.run(
+        [*launcher, str(SCRIPT), *without_out(arguments("left-out", devices=2, batch_size=8))],
+        **{"env": ENVIRONMENT, "cwd": tmp_path, "capture_output": True, "text": True},
+    )
     if launcher is TORCHRUN:
-        assert second.returncode != 0
+        assert done.returncode != 0
         assert (
             "runs/csv-gaal-seed0 already holds a run; give --resume true to continue it, or another --out"
-            in second.stderr
+            in done.stderr
         )
-        return
-    assert second.returncode == 0, second.stderr
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["csv-gaal-seed0", "csv-gaal-seed0-2"]
-    assert_same_run(*sorted((tmp_path / "runs").iterdir()))
+        assert not second.exists()
+    else:
+        assert done.returncode == 0, done.stderr
+        assert "test" in results(second)
+    assert {path.name: path.read_bytes() for path in first.iterdir()} == before
 
 
 # Signals.
