@@ -25,7 +25,7 @@ from tabular_image.command_line import parse
 from tabular_image.methods import METHODS
 from tabular_image.metrics import defined, measure
 from tabular_image.report import summary
-from test_train import ENVIRONMENT, SCRIPT, STATEFUL, TORCHRUN, assert_same_run, metrics, results
+from test_train import ENVIRONMENT, SCRIPT, STATEFUL, TORCHRUN, assert_same_run, metrics, results, without_out
 
 RESUME = "python examples/tabular_image/train.py --out {} --resume true"
 
@@ -54,11 +54,6 @@ def told(capsys):
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     return error
-
-
-def without_out(words):
-    place = words.index("--out")
-    return [*words[:place], *words[place + 2 :]]
 
 
 def half_written(folder):
